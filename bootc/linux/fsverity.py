@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""fs-verity by its two ioctls. Source: include/uapi/linux/fsverity.h.
+
+| ioctl | number | argument |
+|---|---|---|
+| FS_IOC_ENABLE_VERITY | 0x40806685 | u32 version=1, hash, block size, salt size; u64 salt; u32 signature size, reserved; u64 signature; 11 x u64 reserved |
+| FS_IOC_MEASURE_VERITY | 0xc0046686 | u16 hash, u16 digest size (in: room, out: length), then the digest |
+
+The block size is always 4096 and there is never a salt, as composefs wants it.
+"""
+
+import errno
+import fcntl
+import struct
+
+SHA256 = 1
+SHA512 = 2
+DIGEST_SIZE = {SHA256: 32, SHA512: 64}
+
+_ENABLE = 0x40806685
+_MEASURE = 0xC0046686
+_NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
+
+
+def enable(fd: int, algorithm: int) -> None:
+    """Switch verity on for the file `fd`, opened read-only and with no writer left.
+
+    Raises `OSError`: EEXIST when it is on already, ETXTBSY when a writer is left, EOPNOTSUPP or
+    ENOTTY when the file system has none.
+    """
+    fcntl.ioctl(fd, _ENABLE, struct.pack("=IIIIQIIQ88x", 1, algorithm, 4096, 0, 0, 0, 0, 0))
+
+
+def measure(fd: int) -> tuple[int, bytes] | None:
+    """(algorithm, digest) that the kernel enforces for `fd`, or None when verity is not on."""
+    room = bytearray(struct.pack("=HH", 0, 64) + bytes(64))
+    try:
+        fcntl.ioctl(fd, _MEASURE, room)
+    except OSError as error:
+        if error.errno in _NO_VERITY:
+            return None
+        raise
+    algorithm, size = struct.unpack_from("=HH", room)
+    return algorithm, bytes(room[4 : 4 + size])
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Whether `error`, from `enable`, says that this file system has no verity at all."""
+    return error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS)

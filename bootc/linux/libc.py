@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The table of C library functions and raw system calls that Python's `os` does not offer.
+
+Every function raises `OSError` with the errno and, where there is one, the path. Standard library
+only, and few modules of it, because the initrd packs this file. Source: the kernel's uapi headers
+and syscalls(2); the numbers from 424 on are the same on every architecture.
+"""
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_FSOPEN = 430
+SYS_FSCONFIG = 431
+SYS_FSMOUNT = 432
+SYS_OPENAT2 = 437
+SYS_MOUNT_SETATTR = 442
+
+AT_FDCWD = -100
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+def fail(path: str | bytes | None = None) -> OSError:
+    """The `OSError` of the call that just failed."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), path)
+
+
+def syscall(number: int, *args: object, path: str | bytes | None = None) -> int:
+    """Make a raw system call: ints go as longs, bytes as `char *`, None as a null pointer."""
+    ready = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+    result: int = _libc.syscall(ctypes.c_long(number), *ready)
+    if result < 0:
+        raise fail(path)
+    return result
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
+    """mount(2)."""
+    ok: int = _libc.mount(
+        None if source is None else os.fsencode(source),
+        os.fsencode(target),
+        None if fstype is None else fstype.encode(),
+        ctypes.c_ulong(flags),
+        os.fsencode(data) if data else None,
+    )
+    if ok < 0:
+        raise fail(target)
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) < 0:
+        raise fail(target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _libc.unshare(flags) < 0:
+        raise fail()
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out the file system that `fd` lies on."""
+    if _libc.syncfs(fd) < 0:
+        raise fail()
+
+
+def renameat2(old_fd: int, old: str, new_fd: int, new: str, flags: int) -> None:
+    """renameat2(2), for RENAME_EXCHANGE and RENAME_NOREPLACE."""
+    if _libc.renameat2(old_fd, os.fsencode(old), new_fd, os.fsencode(new), flags) < 0:
+        raise fail(new)
+
+
+def link_fd(fd: int, new_fd: int, new: str) -> None:
+    """Give the unnamed file `fd` (O_TMPFILE) the name `new` below `new_fd`.
+
+    CPython's `os.link` makes a plain link() of /proc/self/fd/N when no directory fd is given, and
+    that fails with EXDEV; so the call is made here.
+    """
+    source = f"/proc/self/fd/{fd}".encode()
+    if _libc.linkat(AT_FDCWD, source, new_fd, os.fsencode(new), AT_SYMLINK_FOLLOW) < 0:
+        raise fail(new)

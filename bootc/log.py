@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What the program says while it works: stderr is the story, stdout the answer.
+
+`with step("pull layers")` reports what a person waits for and how long it took.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_log = logging.getLogger("bootc.step")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            return f"{record.levelname.lower()}: {text}"
+        return text
+
+
+def setup(*, level: str | None = None) -> None:
+    """Send log records to stderr; `BOOTC_LOG` (debug, info, warning) or `level` sets how many."""
+    wanted = level or os.environ.get("BOOTC_LOG", "info")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.getLevelNamesMapping().get(wanted.upper(), logging.INFO))
+    for noisy in ("paramiko", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Report `what` when it starts and its time in seconds when it ends, also when it fails."""
+    _log.info("%s …", what)
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        _log.info("%s: failed after %.1f s", what, time.monotonic() - start)
+        raise
+    _log.info("%s: %.1f s", what, time.monotonic() - start)
