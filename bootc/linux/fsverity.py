@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """fs-verity by its two ioctls. Source: include/uapi/linux/fsverity.h.
 
-| ioctl | number | argument |
-|---|---|---|
-| FS_IOC_ENABLE_VERITY | 0x40806685 | u32 version=1, hash, block size, salt size; u64 salt; u32 signature size, reserved; u64 signature; 11 x u64 reserved |
-| FS_IOC_MEASURE_VERITY | 0xc0046686 | u16 hash, u16 digest size (in: room, out: length), then the digest |
+* FS_IOC_ENABLE_VERITY 0x40806685, argument of 128 bytes: u32 version = 1, u32 hash, u32 block size,
+  u32 salt size, u64 salt, u32 signature size, u32 0, u64 signature, 11 x u64 0;
+* FS_IOC_MEASURE_VERITY 0xc0046686: u16 hash, u16 size (in: the room, out: the length), the digest.
 
 The block size is always 4096 and there is never a salt, as composefs wants it.
 """

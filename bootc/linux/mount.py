@@ -56,8 +56,8 @@ def fsmount(fstype: str, options: Sequence[Option], *, attributes: int = 0) -> i
             if value is None:
                 libc.syscall(libc.SYS_FSCONFIG, context, _SET_FLAG, key.encode(), None, 0)
             else:
-                text = os.fsencode(value)
-                libc.syscall(libc.SYS_FSCONFIG, context, _SET_STRING, key.encode(), text, 0)
+                raw = os.fsencode(value)
+                libc.syscall(libc.SYS_FSCONFIG, context, _SET_STRING, key.encode(), raw, 0)
         libc.syscall(libc.SYS_FSCONFIG, context, _CREATE, None, None, 0)
         return libc.syscall(libc.SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     except OSError as error:
@@ -71,9 +71,7 @@ def fsmount(fstype: str, options: Sequence[Option], *, attributes: int = 0) -> i
 def attach(mount_fd: int, target: str, *, at: int = libc.AT_FDCWD) -> None:
     """Put a detached mount (or a clone) at the path `target`, relative to the directory fd `at`."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH
-    libc.syscall(
-        libc.SYS_MOVE_MOUNT, mount_fd, b"", at, os.fsencode(target), flags, path=target
-    )
+    libc.syscall(libc.SYS_MOVE_MOUNT, mount_fd, b"", at, os.fsencode(target), flags, path=target)
 
 
 def clone(path: str, *, at: int = libc.AT_FDCWD, recursive: bool = False) -> int:
