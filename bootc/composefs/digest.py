@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""fs-verity digests, as the kernel measures them. Source: Documentation/filesystems/fsverity.rst.
+
+Blocks of 4096 bytes, no salt. Every block of the file, the last one padded with zeros, is hashed;
+the hashes, concatenated and padded with zeros to whole blocks, are the next level, until one hash
+is left: the root. An empty file has a root of zeros. The digest of a file is the hash of this
+descriptor of 256 bytes, little-endian:
+
+    0  u8  version = 1                 4  u32 0
+    1  u8  1 = sha256, 2 = sha512      8  u64 size of the data
+    2  u8  log2 of the block size: 12  16 64 bytes: the root hash, padded with zeros
+    3  u8  size of the salt: 0         80 176 bytes: zeros
+
+A digest is raw bytes here; hexadecimal is for names and for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+Buffer = bytes | bytearray | memoryview
+
+BLOCK = 4096
+_ZEROS = bytes(BLOCK)
+_CHUNK = 256 * 1024
+
+
+class Algorithm(StrEnum):
+    """The hash of a repository."""
+
+    SHA256 = "sha256"
+    SHA512 = "sha512"
+
+    @property
+    def size(self) -> int:
+        """Bytes in a digest."""
+        return 32 if self is Algorithm.SHA256 else 64
+
+    @property
+    def kernel(self) -> int:
+        """The number that the kernel, and the overlayfs metacopy attribute, give it."""
+        return 1 if self is Algorithm.SHA256 else 2
+
+    @property
+    def identifier(self) -> str:
+        """What `meta.json` says: the hash and log2 of the block size."""
+        return f"fsverity-{self.value}-12"
+
+    def hasher(self) -> Hasher:
+        return Hasher(self)
+
+    @property
+    def function(self) -> Callable[[Buffer], _Hash]:
+        """The plain hash function, not the fs-verity one."""
+        return hashlib.sha256 if self is Algorithm.SHA256 else hashlib.sha512
+
+
+def _hash_blocks(function: Callable[[Buffer], _Hash], data: Buffer) -> bytes:
+    """The hashes of the blocks of `data`, concatenated; the last block is padded with zeros."""
+    size = len(data)
+    whole = size - size % BLOCK
+    view = memoryview(data)
+    hashes = [function(view[at : at + BLOCK]).digest() for at in range(0, whole, BLOCK)]
+    if whole != size:
+        hashes.append(function(bytes(view[whole:]) + _ZEROS[size - whole :]).digest())
+    return b"".join(hashes)
+
+
+def _describe(algorithm: Algorithm, size: int, root: bytes) -> bytes:
+    descriptor = struct.pack("<BBBBIQ64s176x", 1, algorithm.kernel, 12, 0, 0, size, root)
+    return algorithm.function(descriptor).digest()
+
+
+def digest_bytes(data: Buffer, algorithm: Algorithm) -> bytes:
+    """The fs-verity digest of a file that holds `data`."""
+    function, width = algorithm.function, algorithm.size
+    if not len(data):
+        return _describe(algorithm, 0, b"")
+    level = _hash_blocks(function, data)
+    while len(level) > width:
+        level = _hash_blocks(function, level)
+    return _describe(algorithm, len(data), level)
+
+
+def digest_fd(fd: int, algorithm: Algorithm) -> bytes:
+    """The fs-verity digest of the whole regular file `fd`, in constant memory.
+
+    The file's position is neither used nor moved.
+    """
+    chunk = os.pread(fd, _CHUNK, 0)
+    at = len(chunk)
+    if at < _CHUNK and not os.pread(fd, 1, at):
+        return digest_bytes(chunk, algorithm)
+    hasher = Hasher(algorithm)
+    while chunk:
+        hasher.update(chunk)
+        chunk = os.pread(fd, _CHUNK, at)
+        at += len(chunk)
+    return hasher.digest()
+
+
+class Hasher:
+    """The fs-verity digest of data that arrives in pieces; memory is a block per tree level.
+
+    Pieces that are multiples of 4096 bytes are hashed without a copy.
+    """
+
+    __slots__ = ("_algorithm", "_function", "_levels", "_rest", "size")
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.size = 0
+        self._algorithm = algorithm
+        self._function = algorithm.function
+        self._rest = b""
+        self._levels: list[bytes] = []
+
+    def update(self, data: Buffer) -> None:
+        view = memoryview(data)
+        self.size += len(view)
+        if self._rest:
+            missing = BLOCK - len(self._rest)
+            self._rest += bytes(view[:missing])
+            if len(self._rest) < BLOCK:
+                return
+            _add(self._levels, self._function, self._function(self._rest).digest())
+            view = view[missing:]
+        whole = len(view) - len(view) % BLOCK
+        self._rest = bytes(view[whole:])
+        if whole:
+            _add(self._levels, self._function, _hash_blocks(self._function, view[:whole]))
+
+    def digest(self) -> bytes:
+        """The digest of what came so far; more may follow."""
+        if not self.size:
+            return _describe(self._algorithm, 0, b"")
+        levels = self._levels.copy()
+        if self._rest:
+            _add(levels, self._function, _hash_blocks(self._function, self._rest))
+        width = self._algorithm.size
+        number = 0
+        while not (number == len(levels) - 1 and len(levels[number]) == width):
+            if left := levels[number]:
+                levels[number] = b""
+                _add(levels, self._function, _hash_blocks(self._function, left), number + 1)
+            number += 1
+        return _describe(self._algorithm, self.size, levels[number])
+
+
+def _add(
+    levels: list[bytes], function: Callable[[Buffer], _Hash], hashes: bytes, number: int = 0
+) -> None:
+    """Append `hashes` to a level; its whole blocks move, hashed, to the level above."""
+    while hashes:
+        if number == len(levels):
+            levels.append(b"")
+        level = levels[number] + hashes
+        whole = len(level) - len(level) % BLOCK
+        levels[number] = level[whole:]
+        hashes = _hash_blocks(function, memoryview(level)[:whole])
+        number += 1
