@@ -7,7 +7,9 @@ and syscalls(2); the numbers from 424 on are the same on every architecture.
 """
 
 import ctypes
+import errno
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,6 +26,32 @@ AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 2
+
+RB_AUTOBOOT = 0x01234567
+RB_HALT = 0xCDEF0123
+RB_POWER_OFF = 0x4321FEDC
+
+_SYS_FINIT_MODULE = {
+    "x86_64": 313,
+    "aarch64": 273,
+    "riscv64": 273,
+    "loongarch64": 273,
+    "ppc64le": 353,
+    "s390x": 344,
+}
 
 
 def fail(path: str | bytes | None = None) -> OSError:
@@ -87,3 +115,25 @@ def link_fd(fd: int, new_fd: int, new: str) -> None:
     source = f"/proc/self/fd/{fd}".encode()
     if _libc.linkat(AT_FDCWD, source, new_fd, os.fsencode(new), AT_SYMLINK_FOLLOW) < 0:
         raise fail(new)
+
+
+def openat2(
+    at: int, path: str, flags: int, *, mode: int = 0, resolve: int = RESOLVE_BENEATH
+) -> int:
+    """openat2(2): open `path` below the directory fd `at`; a symlink out of it is an EXDEV."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return syscall(SYS_OPENAT2, at, os.fsencode(path), how, len(how), path=path)
+
+
+def finit_module(fd: int, parameters: str = "") -> None:
+    """finit_module(2): load the kernel module that the file `fd` holds."""
+    number = _SYS_FINIT_MODULE.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "the number of finit_module is not known", os.uname().machine)
+    syscall(number, fd, os.fsencode(parameters), 0)
+
+
+def reboot(how: int) -> None:
+    """reboot(2) with one of RB_*: at once, so sync first."""
+    if _libc.reboot(ctypes.c_int(how & 0xFFFFFFFF)) < 0:
+        raise fail()
