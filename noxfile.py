@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The checks, one call each. `./dev nox` runs what a contributor must pass; `nox --list` tells all.
+
+Sessions run in the environment that `./dev` made (`.venv`): there is one set of pins.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests", "host", "docs", "srpm", "tmt"]
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff's rules and format."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy strict, tests included."""
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit tests: they need nothing."""
+    session.run("pytest", "-q", *(session.posargs or ["tests/unit"]))
+
+
+@nox.session
+def host(session: nox.Session) -> None:
+    """Tests that need root or tools of the host (podman, rpmbuild, skopeo, mke2fs)."""
+    session.run("pytest", "-q", *(session.posargs or ["tests/host"]))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Generated parts of the documentation are up to date."""
+    session.run("python", "-m", "vmtests.docs", *(session.posargs or ["--check"]))
+
+
+@nox.session
+def srpm(session: nox.Session) -> None:
+    """The SRPM: twice the same bytes, rpmlint clean, rebuilt to RPMs whose payload runs."""
+    session.run("pytest", "-q", "tests/host/test_srpm_host.py", *session.posargs)
+
+
+@nox.session
+def tmt(session: nox.Session) -> None:
+    """Booted tests: build the image, install it, boot it, run the plans (nox -s tmt -- FILTER)."""
+    session.run("python", "-m", "vmtests.main", "tmt", *session.posargs)
+
+
+@nox.session(name="tmt-full")
+def tmt_full(session: nox.Session) -> None:
+    """Every plan on every combination that is supported, and the machine cases."""
+    session.run("python", "-m", "vmtests.main", "tmt-full", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """The same plans run by the real tmt give the same results."""
+    session.run("python", "-m", "vmtests.main", "interop", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks: paired runs, median ratios, a table."""
+    session.run("python", "tests/bench/bench.py", *session.posargs)
