@@ -92,10 +92,8 @@ def read_version(root: Path, *, ref: str = "HEAD", dirty: bool | None = None) ->
     if not (root / ".git").exists():
         return _read_stamp(root)
     if dirty is None:
-        dirty = ref == "HEAD" and bool(run_git(root, "status", "--porcelain"))
-    release = _named_release(
-        run_git(root, "show", f"{ref}:{VERSION_FILE}"), f"{ref}:{VERSION_FILE}"
-    )
+        dirty = ref == "HEAD" and bool(_text(root, "status", "--porcelain"))
+    release = _named_release(_text(root, "show", f"{ref}:{VERSION_FILE}"), f"{ref}:{VERSION_FILE}")
     last, distance = _newest_tag(root, ref)
     if distance == 0 and not dirty:
         if last != release:
@@ -106,7 +104,7 @@ def read_version(root: Path, *, ref: str = "HEAD", dirty: bool | None = None) ->
         return Version(release=release)
     if last is not None and _numbers(last) >= _numbers(release):
         release = _counted_up(last)
-    commit = run_git(root, "rev-parse", f"{ref}^{{commit}}").strip()[:COMMIT_DIGITS]
+    commit = _text(root, "rev-parse", f"{ref}^{{commit}}")[:COMMIT_DIGITS]
     return Version(release=release, dev=distance, commit=commit, dirty=dirty)
 
 
@@ -117,22 +115,26 @@ def stamped(text: str, version: str) -> str:
     return _ASSIGNMENT.sub(f'__version__ = "{version}"', text)
 
 
-def run_git(root: Path, *args: str) -> str:
+def run_git(root: Path, *args: str, data: bytes | None = None) -> bytes:
     """git's output; a checkout that belongs to another user (COPR's) is read all the same."""
     program = shutil.which("git")
     if program is None:
-        raise VersionError("git is not on PATH", hint=f"{installer()} git")
+        raise VersionError("git is not installed", hint=f"{_installer()} git")
     argv = [program, "-c", f"safe.directory={root}", "-C", os.fspath(root), *args]
     done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=120, env=_env()
+        argv, input=data or b"", capture_output=True, check=False, timeout=120, env=_env()
     )
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise VersionError(f"git {' '.join(args)}: {said[-1] if said else 'failed'}")
-    return done.stdout.decode("utf-8", "surrogateescape")
+    return done.stdout
 
 
-def installer() -> str:
+def _text(root: Path, *args: str) -> str:
+    return run_git(root, *args).decode("utf-8", "surrogateescape").strip()
+
+
+def _installer() -> str:
     """The start of the command that installs a package on this machine."""
     return "dnf install -y" if shutil.which("dnf") else "apt-get install -y"
 
@@ -164,17 +166,17 @@ def _named_release(text: str, source: str) -> str:
 def _newest_tag(root: Path, ref: str) -> tuple[str | None, int]:
     """The newest release tag reachable from `ref` without its `v`, and the commits since."""
     try:
-        described = run_git(
+        described = _text(
             root, "describe", "--tags", "--long", "--match", "v[0-9]*", f"{ref}^{{commit}}"
         )
     except VersionError:
-        if run_git(root, "rev-parse", "--is-shallow-repository").strip() == "true":
+        if _text(root, "rev-parse", "--is-shallow-repository") == "true":
             raise VersionError(
                 "this clone is shallow and reaches no release tag: its commits cannot be counted",
                 hint="git fetch --unshallow --tags",
             ) from None
-        return None, int(run_git(root, "rev-list", "--count", ref))
-    tag, distance, _commit = described.strip().rsplit("-", 2)
+        return None, int(_text(root, "rev-list", "--count", ref))
+    tag, distance, _commit = described.rsplit("-", 2)
     last = tag.removeprefix("v")
     if _RELEASE.fullmatch(last) is None:
         raise VersionError(f"tag {tag} is not of the form vX.Y.Z", hint=f"git tag -d {tag}")
