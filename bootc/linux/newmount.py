@@ -78,3 +78,22 @@ def set_readonly(mount_fd: int) -> None:
     """Make the mount read-only (mount_setattr)."""
     attr = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     libc.syscall(libc.SYS_MOUNT_SETATTR, mount_fd, b"", libc.AT_EMPTY_PATH, attr, len(attr))
+
+
+def set_writable(mount_fd: int) -> None:
+    """Drop the mount's own read-only flag; that of its file system stays."""
+    attr = struct.pack("=QQQQ", 0, MOUNT_ATTR_RDONLY, 0, 0)
+    libc.syscall(libc.SYS_MOUNT_SETATTR, mount_fd, b"", libc.AT_EMPTY_PATH, attr, len(attr))
+
+
+def move(source: str, target: str) -> None:
+    """Move what is mounted at `source`, with all below it, to `target`."""
+    libc.syscall(
+        libc.SYS_MOVE_MOUNT,
+        libc.AT_FDCWD,
+        os.fsencode(source),
+        libc.AT_FDCWD,
+        os.fsencode(target),
+        0,
+        path=target,
+    )
