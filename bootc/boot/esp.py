@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The EFI system partition: where it is, and how to look into it without leaving a mount behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bootc.boot.systemd_boot import read_loader_variable
+from bootc.errors import BootcError, FormatError
+from bootc.linux import blockdev, newmount
+
+ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+VFAT_OPTIONS: tuple[newmount.Option, ...] = (("fmask", "0177"), ("dmask", "0077"))
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NOEXEC = 0x8
+
+
+def find_esp(device: str) -> str | None:
+    """The node of the first ESP on the disks below the block device `major:minor`.
+
+    When those have none, the partition that the firmware started the boot loader from.
+    """
+    for disk in blockdev.backing_disks(device):
+        found = find_on_disk(disk)
+        if found is not None:
+            return found
+    uuid = read_loader_variable("LoaderDevicePartUUID")
+    return _find_partition(uuid.lower()) if uuid else None
+
+
+def find_on_disk(disk: str) -> str | None:
+    """The node of the ESP on the disk of that kernel name (`vda`)."""
+    return _find(disk, lambda part: part.type == ESP_TYPE)
+
+
+def _find_partition(uuid: str) -> str | None:
+    for disk in sorted(os.listdir("/sys/block")):
+        found = _find(disk, lambda part: part.uuid == uuid)
+        if found is not None:
+            return found
+    return None
+
+
+def _find(disk: str, matches: Callable[[blockdev.GptPartition], bool]) -> str | None:
+    try:
+        table = blockdev.read_gpt(f"/dev/{disk}")
+    except (OSError, FormatError):
+        return None
+    names = blockdev.partition_names(disk) if table else {}
+    for part in table or []:
+        if matches(part) and part.number in names:
+            return f"/dev/{names[part.number]}"
+    return None
+
+
+@contextmanager
+def open_esp(node: str) -> Iterator[int]:
+    """A directory fd on the ESP for reading.
+
+    The file system is reached through the mount that exists, else through a read-only mount that
+    is attached nowhere and ends with the block.
+    """
+    fd = _open_existing(node)
+    if fd is None:
+        fd = _open_detached(node)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_existing(node: str) -> int | None:
+    number = blockdev.device_number(blockdev.need_block_device(node).st_rdev)
+    for mount in blockdev.read_mounts():
+        if mount.device == number and mount.root == "/" and mount.fstype == "vfat":
+            try:
+                return os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+    return None
+
+
+def _open_detached(node: str) -> int:
+    options = (("source", node), ("ro", None), *VFAT_OPTIONS)
+    flags = newmount.MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+    try:
+        mount = newmount.fsmount("vfat", options, attributes=flags)
+    except OSError as error:
+        again = _open_existing(node)
+        if again is not None:
+            return again
+        raise BootcError(
+            f"the ESP {node} cannot be mounted: {error.strerror}",
+            hint="load the kernel module vfat (modprobe vfat), and run as root",
+        ) from error
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    finally:
+        os.close(mount)

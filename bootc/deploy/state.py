@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The state of deployments on the physical root: origin files, /etc and /var, what is staged.
+
+    state/deploy/<id>/etc            the writable copy of the image's /etc
+    state/deploy/<id>/var            -> ../../os/default/var, shared by all deployments
+    state/deploy/<id>/<id>.origin    where the deployment came from (INI):
+
+        [origin]
+        container-image-reference=ostree-unverified-image:<transport>:<image>
+        [boot]
+        boot_type=bls | uki
+        digest=<sha256 of vmlinuz and initrd, one after the other>
+        [image]
+        manifest_digest=sha256:…
+
+`/run/composefs/staged-deployment` is `{"depl_id": "<id>", "finalization_locked": false}`; without
+it nothing is staged. In a reference, a registry's transport reads `docker://`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from dataclasses import dataclass
+
+from bootc import jsonutil, paths
+from bootc.errors import BootcError, FormatError
+from bootc.spec import BootType, ImageReference, Transport, parse_imgref
+
+UNVERIFIED = "ostree-unverified-image:"
+UNVERIFIED_REGISTRY = "ostree-unverified-registry:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What an origin file says. Files of older versions lack the two digests."""
+
+    image: ImageReference
+    boot_type: BootType
+    boot_digest: str | None
+    manifest_digest: str | None
+
+    def to_text(self) -> str:
+        sections: dict[str, dict[str, str | None]] = {
+            "origin": {"container-image-reference": f"{UNVERIFIED}{self.image.imgref}"},
+            "boot": {"boot_type": self.boot_type.value.lower(), "digest": self.boot_digest},
+            "image": {"manifest_digest": self.manifest_digest},
+        }
+        blocks = [
+            "".join([f"[{name}]\n", *(f"{key}={text}\n" for key, text in keys.items() if text)])
+            for name, keys in sections.items()
+        ]
+        return "\n".join(blocks)
+
+
+def parse_origin(text: str, source: str) -> Origin:
+    """Read an origin file; `source` names it in a `FormatError`."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    try:
+        parser.read_string(text, source)
+    except configparser.Error as error:
+        raise FormatError(source, None, f"is not an INI file: {error.message}") from error
+    reference = parser.get("origin", "container-image-reference", fallback=None)
+    if not reference:
+        raise FormatError(source, "origin.container-image-reference", "is missing")
+    kind = parser.get("boot", "boot_type", fallback="")
+    if kind not in ("bls", "uki"):
+        raise FormatError(source, "boot.boot_type", f"{kind!r} is neither bls nor uki")
+    return Origin(
+        image=_parse_reference(reference, source),
+        boot_type=BootType.BLS if kind == "bls" else BootType.UKI,
+        boot_digest=parser.get("boot", "digest", fallback=None),
+        manifest_digest=parser.get("image", "manifest_digest", fallback=None),
+    )
+
+
+def _parse_reference(reference: str, source: str) -> ImageReference:
+    if reference.startswith(UNVERIFIED_REGISTRY):
+        image = reference.removeprefix(UNVERIFIED_REGISTRY)
+        return ImageReference(image=image, transport=Transport.REGISTRY)
+    if not reference.startswith(UNVERIFIED):
+        raise FormatError(
+            source, "origin.container-image-reference", f"{reference!r} has an unknown scheme"
+        )
+    try:
+        return parse_imgref(reference.removeprefix(UNVERIFIED))
+    except BootcError as error:
+        raise FormatError(source, "origin.container-image-reference", error.message) from error
+
+
+def read_origin(root: str, deployment: str) -> Origin | None:
+    """The origin of a deployment below the physical root, or None without the file."""
+    path = f"{root}/{paths.origin_file(deployment)}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse_origin(file.read(), path)
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """The deployment that waits for the next shutdown; `locked` is download-only mode."""
+
+    deployment: str
+    locked: bool
+
+
+def read_staged(path: str = paths.STAGED) -> Staged | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    record = jsonutil.read_object(data, path)
+    return Staged(
+        deployment=record.text("depl_id"),
+        locked=record.boolean("finalization_locked", default=False),
+    )
+
+
+def list_deployments(root: str) -> list[str]:
+    """The ids that have a state folder."""
+    try:
+        return sorted(os.listdir(f"{root}/{paths.STATE_DEPLOY}"))
+    except FileNotFoundError:
+        return []
+
+
+def make_skeleton(root: str, deployment: str) -> str:
+    """Make the folders and links of a deployment (without /etc) and return its state folder.
+
+    Existing folders are kept, so /var survives; the links are made anew.
+    """
+    for folder in (paths.STATE_VAR, paths.STATE_DEPLOY, "ostree", "boot", paths.STORAGE):
+        os.makedirs(f"{root}/{folder}", mode=0o755, exist_ok=True)
+    state = f"{root}/{paths.state_dir(deployment)}"
+    os.mkdir(state, 0o755)
+    os.symlink(paths.STATE_VAR_LINK, f"{state}/var")
+    link, target = paths.OSTREE_LINK
+    if not os.path.lexists(f"{root}/{link}"):
+        os.symlink(target, f"{root}/{link}")
+    return state
+
+
+def write_origin(root: str, deployment: str, origin: Origin) -> None:
+    """Write the origin file (mode 0644), whole or not at all."""
+    path = f"{root}/{paths.origin_file(deployment)}"
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(origin.to_text())
+        file.flush()
+        os.fchmod(fd, 0o644)
+        os.fsync(fd)
+    os.rename(f"{path}.new", path)
