@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Durable files: what a function here has written is on the disk when it returns.
+
+A file is written under a temporary name, synced, renamed over the old one, and its directory is
+synced; so after a power cut there is the old or the new content, never a part. Where a directory
+file descriptor is taken, names are relative to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ALNUM = string.ascii_letters + string.digits
+
+Path = str | os.PathLike[str]
+
+
+def temporary_name(prefix: str) -> str:
+    """`prefix` and 12 random letters and digits."""
+    return prefix + "".join(secrets.choice(_ALNUM) for _ in range(12))
+
+
+@contextmanager
+def open_directory(path: Path, *, dir_fd: int | None = None) -> Iterator[int]:
+    """A directory's file descriptor, as long as the block runs."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: Path, *, dir_fd: int | None = None) -> None:
+    """Make the names in a directory durable."""
+    with open_directory(path, dir_fd=dir_fd) as fd:
+        os.fsync(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """write(2) until all of `data` is written."""
+    done = os.write(fd, data)
+    if done == len(data):
+        return
+    view = memoryview(data)
+    while done < len(view):
+        done += os.write(fd, view[done:])
+
+
+def write_atomic(
+    path: Path, data: bytes | str, *, mode: int = 0o644, dir_fd: int | None = None
+) -> None:
+    """Create or replace the file `path` in one step, durably; `mode` is exact, whatever the umask.
+
+    The file's directory must exist. On a failure the old file is untouched and nothing is left.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    folder, name = os.path.split(os.fspath(path))
+    with open_directory(folder or ".", dir_fd=dir_fd) as parent:
+        temporary = temporary_name(f".{name}.")
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent
+        )
+        try:
+            try:
+                write_all(fd, content)
+                os.fchmod(fd, mode)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=parent)
+            raise
+        os.fsync(parent)
+
+
+def replace_symlink(target: str, path: str, *, dir_fd: int, prefix: str = ".symlink-") -> bool:
+    """Make `path` a symlink to `target`, replacing another one in one step; False if it was so.
+
+    The temporary name lies in `dir_fd` itself. The link's directory is synced when it changed.
+    """
+    try:
+        os.symlink(target, path, dir_fd=dir_fd)
+    except FileExistsError:
+        if os.readlink(path, dir_fd=dir_fd) == target:
+            return False
+        temporary = temporary_name(prefix)
+        os.symlink(target, temporary, dir_fd=dir_fd)
+        try:
+            os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except BaseException:
+            os.unlink(temporary, dir_fd=dir_fd)
+            raise
+    sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
+    return True
