@@ -152,7 +152,7 @@ def build_image(opts: BcvkInstallOpts) -> BuiltImage:
 
 def check_image(image: BuiltImage, opts: BcvkInstallOpts) -> None:
     """Refuse an image that was built with other options than `opts`."""
-    opts.check_labels({key: value for key, value in image.labels.items()})
+    opts.check_labels(image.labels)
 
 
 def describe(image: BuiltImage) -> str:

@@ -3,7 +3,7 @@
 
 | folder | what | who removes it |
 |---|---|---|
-| `.bootc/cache` | installed disks, exported trees, saved memory, verdicts of probes | `invoke clean` |
+| `.bootc/cache` | disks, exported trees, saved memory, verdicts of probes | `invoke clean` |
 | `.bootc/machines` | disks and consoles of machines that exist | `invoke bcvk-clean` |
 | `.bootc/results` | what the last runs of `nox -s tmt` wrote | `invoke clean` |
 """
