@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Writes a tree as an EROFS image, byte for byte as composefs does; the layout is in erofs_format.
+
+What epoch 1 (V0, V1) changes on the way, none of it in the caller's tree:
+
+* `trusted.overlay.X` of a node becomes `trusted.overlay.overlay.X`;
+* a file whose data isn't in the image gets `trusted.overlay.metacopy` (its digest) and
+  `trusted.overlay.redirect` (its path in the object directory);
+* a whiteout of the user's (character device 0) becomes an empty file marked as one, and its
+  directory is marked to contain some; from V1 on the directory is marked opaque `x`, too;
+* the root is opaque, and hides the object directories with 256 whiteouts.
+
+Epoch 2 does the first two only. An inode is compact, in epoch 1, when its time is the earliest of
+all and its numbers fit; V2 has extended inodes only, without nanoseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import stat as st
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from struct import Struct
+
+from bootc.composefs.digest import Algorithm
+from bootc.composefs.erofs_format import (
+    BLOCK,
+    CHUNK_BASED,
+    COMPACT,
+    COMPAT,
+    COMPOSEFS_MAGIC,
+    DIRENT,
+    EROFS_MAGIC,
+    EXTENDED,
+    FILE_TYPE,
+    FLAG_ACL,
+    FLAT_INLINE,
+    FLAT_PLAIN,
+    HEADER,
+    INODES_AT,
+    OPAQUE,
+    OPAQUE_MARKS,
+    SLOT,
+    SUPERBLOCK,
+    SUPERBLOCK_AT,
+    WHITEOUT_MARKS,
+    WHITEOUTS_MARKS,
+    FormatVersion,
+)
+from bootc.composefs.erofs_layout import (
+    STUB,
+    Inodes,
+    Shape,
+    chunk_layout,
+    order_inodes,
+    place_epoch1,
+    place_epoch2,
+    split_directory,
+)
+from bootc.composefs.erofs_xattrs import AttributeTable
+from bootc.composefs.tree import (
+    Content,
+    Device,
+    Directory,
+    External,
+    Inline,
+    Leaf,
+    Sparse,
+    Stat,
+    Symlink,
+)
+from bootc.errors import BootcError
+
+_U32 = 0xFFFFFFFF
+_U64 = 0xFFFFFFFFFFFFFFFF
+
+
+def write_image(
+    root: Directory,
+    *,
+    version: FormatVersion = FormatVersion.V1,
+    algorithm: Algorithm = Algorithm.SHA512,
+) -> bytes:
+    """The image of a tree, which is left as it is. `algorithm` is the one of its digests.
+
+    Raises `BootcError` when the tree holds something that no image can (a name with a slash, a
+    device number of more than 32 bits, a digest of another algorithm, a directory in two places).
+    """
+    with _no_collection():
+        return _Image(root, version, algorithm).write()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the cyclic collector: many small objects are made here, and none is in a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Image:
+    """One image on its way from tree to bytes; the lists have an item per inode, in order."""
+
+    def __init__(self, root: Directory, version: FormatVersion, algorithm: Algorithm) -> None:
+        self.version = version
+        self.epoch = version.epoch
+        self.inodes: Inodes = order_inodes(root, self.epoch)
+        self.shape = Shape()
+        self.table = AttributeTable(self.epoch, algorithm)
+        self.stats: list[Stat] = [node.stat for node in self.inodes.nodes]
+        self.modes: list[int] = []
+        self.links: list[int] = []
+        self.sizes: list[int] = []
+        self.extras: list[int] = []  # i_u, where it isn't a block address
+        self.data: dict[int, bytes] = {}  # what a link or a file in the image contains
+        self.splits: dict[int, list[int]] = {}
+        self.types = b""
+
+    def write(self) -> bytes:
+        for index, node in enumerate(self.inodes.nodes):
+            if isinstance(node, Directory):
+                self._add_directory(index, node)
+            else:
+                self._add_leaf(index, node)
+        self.types = bytes([FILE_TYPE[mode & 0o170000] for mode in self.modes])
+        sizes = self.table.share()
+        compact = self._find_compact()
+        heads = [32 if small else 64 for small in compact]
+        shape = self.shape
+        shape.heads = [head + size for head, size in zip(heads, sizes, strict=True)]
+        (place_epoch1 if self.epoch == 1 else place_epoch2)(shape)
+        return self._emit(compact, sizes)
+
+    # -- What there is of every inode
+
+    def _append(self, mode: int, links: int, size: int, layout: int, tail: int) -> None:
+        self.modes.append(mode)
+        self.links.append(links)
+        self.sizes.append(size)
+        self.extras.append(0)
+        shape = self.shape
+        shape.layouts.append(layout)
+        shape.tails.append(tail)
+        shape.blocks.append(0)
+        shape.is_link.append(False)
+
+    def _add_directory(self, index: int, node: Directory) -> None:
+        names, _ = self.inodes.children[index]
+        split, tail = split_directory(names)
+        self.splits[index] = split
+        links = 2
+        has_whiteout = False
+        for child in node.entries.values():
+            if isinstance(child, Directory):
+                links += 1
+            elif _is_whiteout(child.content):
+                has_whiteout = True
+        extra: dict[bytes, bytes] = {}
+        if self.epoch == 1:
+            if has_whiteout:
+                extra.update(WHITEOUTS_MARKS)
+                if self.version >= FormatVersion.V1:
+                    extra.update(OPAQUE_MARKS)
+            if index == 0:
+                extra[OPAQUE] = b"y"
+        self.table.add(node.stat.xattrs, extra)
+        mode = st.S_IFDIR | (node.stat.mode & 0o7777)
+        size = BLOCK * len(split) + tail
+        self._append(mode, links, size, FLAT_INLINE if tail else FLAT_PLAIN, tail)
+        self.shape.blocks[-1] = len(split)
+
+    def _add_leaf(self, index: int, node: Leaf) -> None:
+        content, stat = node.content, node.stat
+        links = node.nlink if node.nlink is not None else self.inodes.links.get(index, 1)
+        mode = node.kind | (stat.mode & 0o7777)
+        if isinstance(content, External | Sparse) and (content.size or self.epoch == 2):
+            self.table.add_file(stat.xattrs, content)
+            self._append(mode, links, content.size, CHUNK_BASED, 0)
+            if self.epoch == 1:
+                self.extras[-1], count = chunk_layout(content.size)
+                self.shape.tails[-1] = 4 * count
+            else:
+                self.extras[-1] = 31
+                known = isinstance(content, External) and content.digest is not None
+                self.shape.tails[-1] = 4 if known else 0
+            return
+        extra: dict[bytes, bytes] = {}
+        if self.epoch == 1 and _is_whiteout(content):
+            extra = WHITEOUT_MARKS
+            mode = st.S_IFREG | (stat.mode & 0o7777)
+        self.table.add(stat.xattrs, extra)
+        if isinstance(content, Inline):
+            self.data[index] = content.data
+            blocks, tail = divmod(len(content.data), BLOCK)
+            if self.epoch == 1 and tail > BLOCK // 2:
+                blocks, tail = blocks + 1, 0
+            layout = FLAT_INLINE if tail else FLAT_PLAIN
+            self._append(mode, links, len(content.data), layout, tail)
+            self.shape.blocks[-1] = blocks
+        elif isinstance(content, Symlink):
+            self.data[index] = content.target
+            size = len(content.target)
+            self._append(mode, links, size, FLAT_INLINE, size)
+            self.shape.is_link[-1] = True
+        else:
+            self._append(mode, links, 0, FLAT_PLAIN, 0)
+            if isinstance(content, Device):
+                if not 0 <= content.rdev <= _U32:
+                    raise BootcError(f"the device number {content.rdev:#x} has more than 32 bits")
+                self.extras[-1] = content.rdev
+
+    def _find_compact(self) -> list[bool]:
+        """Which inodes are compact. Sets `oldest`, the time that these have."""
+        stats = self.stats
+        if self.epoch == 2:
+            self.oldest = (0, 0)
+            return [False] * len(stats)
+        times = [(stat.mtime, stat.mtime_nsec) for stat in stats]
+        self.oldest = oldest = min(times)
+        return [
+            time == oldest
+            and links <= 0xFFFF
+            and stat.uid <= 0xFFFF
+            and stat.gid <= 0xFFFF
+            and size <= _U32
+            for time, links, stat, size in zip(times, self.links, stats, self.sizes, strict=True)
+        ]
+
+    # -- Bytes
+
+    def _emit(self, compact: list[bool], attribute_sizes: list[int]) -> bytes:
+        shape = self.shape
+        base, start = (shape.end // BLOCK, shape.end % BLOCK) if self.epoch == 1 else (0, shape.end)
+        attributes = self.table.place(start)
+        area = self.table.shared_area
+        data_at = -(-(shape.end + len(area)) // BLOCK)
+        firsts = shape.first_blocks()
+        blocks = data_at + firsts.pop()
+        pieces: list[bytes] = [
+            HEADER.pack(
+                COMPOSEFS_MAGIC, 1, FLAG_ACL if self._has_acl() else 0, int(self.version)
+            ).ljust(SUPERBLOCK_AT, b"\0"),
+            self._superblock(base, blocks),
+        ]
+        data: list[bytes] = []
+        at = INODES_AT
+        zeros = bytes(BLOCK)
+        heads = self._heads(compact, attribute_sizes, [data_at + first for first in firsts])
+        columns = (shape.positions, heads, attributes, shape.tails, shape.blocks, shape.layouts)
+        for index, (position, head, xattrs, tail, count, layout) in enumerate(
+            zip(*columns, strict=True)
+        ):
+            if position != at:
+                pieces.append(zeros[: position - at])
+            pieces.append(head)
+            if xattrs:
+                pieces.append(xattrs)
+            at = position + len(head) + len(xattrs) + tail
+            if not (tail or count):
+                continue
+            if layout == CHUNK_BASED:
+                pieces.append(b"\xff" * tail)
+                data.append(b"\xff" * (BLOCK * count))
+                continue
+            content = self.data.get(index)
+            if content is None:
+                content = self._directory(index)
+            split = BLOCK * count
+            if count:
+                data.append(content[:split].ljust(split, b"\0"))
+            if tail:
+                pieces.append(content[split:])
+        pieces.append(zeros[: shape.end - at])
+        pieces.append(area)
+        pieces.append(zeros[: data_at * BLOCK - shape.end - len(area)])
+        return b"".join(pieces + data)
+
+    def _has_acl(self) -> bool:
+        return self.epoch == 1 and self.table.has_acl
+
+    def _superblock(self, attribute_block: int, blocks: int) -> bytes:
+        seconds, nanoseconds = self.oldest
+        return SUPERBLOCK.pack(
+            EROFS_MAGIC, 0, COMPAT, 12, 0,
+            self.shape.positions[0] // SLOT, len(self.inodes.nodes),
+            seconds & _U64, nanoseconds, blocks,
+            0, attribute_block, b"", b"", 0, b"",
+        )  # fmt: skip
+
+    def _heads(
+        self, compact: list[bool], attribute_sizes: list[int], addresses: list[int]
+    ) -> list[bytes]:
+        """The header of every inode; `addresses`: where its data blocks would begin."""
+        shape, epoch = self.shape, self.epoch
+        pack_small, pack_large = COMPACT.pack, EXTENDED.pack
+        heads: list[bytes] = []
+        columns = (
+            compact, self.stats, self.modes, self.links, self.sizes, self.extras, attribute_sizes,
+            shape.layouts, shape.blocks, addresses, shape.positions,
+        )  # fmt: skip
+        for index, (
+            small, stat, mode, links, size, extra, attributes, layout, count, address, position,
+        ) in enumerate(zip(*columns, strict=True)):  # fmt: skip
+            if count:
+                # A chunk array that became a block: the format overwrites half of the address.
+                extra = (address & 0xFFFF0000) | extra if layout == CHUNK_BASED else address
+            words = (attributes - 8) // 4 if attributes else 0
+            if small:
+                heads.append(
+                    pack_small(
+                        layout, words, mode, links, size, 0, extra, index, stat.uid, stat.gid, 0
+                    )
+                )
+            else:
+                number, nanoseconds = index, stat.mtime_nsec
+                if epoch == 2:
+                    number, nanoseconds = position // SLOT, 0
+                heads.append(
+                    pack_large(
+                        layout | 1, words, mode, 0, size, extra, number, stat.uid, stat.gid,
+                        stat.mtime & _U64, nanoseconds, links,
+                    )
+                )  # fmt: skip
+        return heads
+
+    def _directory(self, index: int) -> bytes:
+        """The blocks and the tail of a directory, every block but the tail padded."""
+        names, children = self.inodes.children[index]
+        positions, types = self.shape.positions, self.types
+        counts = self.splits[index]
+        parts: list[bytes] = []
+        begin = 0
+        for count in (*counts, len(names) - sum(counts)):
+            if not count:
+                continue
+            some = names[begin : begin + count]
+            entries: list[int] = []
+            offsets = accumulate(map(len, some), initial=12 * count)
+            for child, offset in zip(children[begin : begin + count], offsets, strict=False):
+                entries += (positions[child] // SLOT, offset, types[child])
+            block = _dirents(count).pack(*entries) + b"".join(some)
+            begin += count
+            parts.append(block.ljust(BLOCK, b"\0") if begin < len(names) else block)
+        return b"".join(parts)
+
+
+def _is_whiteout(content: Content) -> bool:
+    """Whether it is a whiteout of the user's."""
+    return (
+        isinstance(content, Device)
+        and content.rdev == 0
+        and content.kind == st.S_IFCHR
+        and content is not STUB
+    )
+
+
+_DIRENTS: dict[int, Struct] = {}
+
+
+def _dirents(count: int) -> Struct:
+    """The packer of so many directory entries; a block holds no more than 315."""
+    packer = _DIRENTS.get(count)
+    if packer is None:
+        packer = _DIRENTS[count] = Struct("<" + DIRENT.format[1:] * count)
+    return packer
