@@ -309,8 +309,10 @@ NOT_YET: dict[tuple[str, str], tuple[str, str]] = {
     ("boot_type", BootType.UKI): ("no unified kernel image is built", BootType.BLS),
     ("seal_state", SealState.SEALED): ("nothing signs the boot chain", SealState.UNSEALED),
 }
-"""(axis, value) to the reason and the value to set instead. Whoever implements one deletes its line,
-and nothing else."""
+"""(axis, value) to the reason and the value to set instead.
+
+Whoever implements one deletes its line, and nothing else.
+"""
 
 
 def find_gaps(situation: Situation) -> tuple[Gap, ...]:

@@ -128,11 +128,11 @@ class BcvkInstallOpts:
         ),
     )
     mirror: str = field(
-        default="",
+        default="http://deb.debian.org/debian",
         metadata=v.option(
             v.url(),
             variable="BOOTC_mirror",
-            summary="the Debian mirror of our own base; empty: the one that the recipe names",
+            summary="the Debian mirror that our own base is built from",
             stage=_IN_RUN,
         ),
     )
@@ -166,7 +166,7 @@ class BcvkInstallOpts:
     kargs: tuple[str, ...] = field(
         default=(),
         metadata=v.option(
-            v.words(),
+            v.kernel_arguments(),
             variable="BOOTC_kargs",
             summary="extra kernel arguments of the installed system",
             stage=_ON_DISK,
@@ -325,7 +325,7 @@ class BcvkInstallOpts:
         return [BootcError(f"{asked}: breaks {reasons}", hint=self._way_out(judged, broken))]
 
     def support_problems(self) -> list[BootcError]:
-        """An error for each legal value that this release cannot do, above all the explicit ones."""
+        """An error for each legal value that is not supported yet: first those asked for."""
         gaps = find_gaps(self.situation())
         asked = [gap for gap in gaps if self.source(gap.option).explicit]
         return [self._not_yet(gap) for gap in asked or gaps]

@@ -141,14 +141,22 @@ def image_reference() -> Kind[str]:
     return Kind(values="an image reference", parse=parse, render=str)
 
 
-def words() -> Kind[tuple[str, ...]]:
-    """Words, split and quoted as a shell does."""
+def kernel_arguments() -> Kind[tuple[str, ...]]:
+    """Words, split and quoted as a shell does, without those that only the installer may set."""
 
     def parse(text: str) -> tuple[str, ...]:
         try:
-            return tuple(shlex.split(text))
+            found = tuple(shlex.split(text))
         except ValueError as error:
             raise ValueError(f"cannot be split into words: {error}") from error
+        for word in found:
+            if word == "--":
+                raise ValueError("has a '--', behind which the kernel reads nothing: not the root")
+            if word.startswith("composefs="):
+                raise ValueError(f"has {word}, which names the root: the installer sets it")
+            if not word or not word.isprintable() or '"' in word:
+                raise ValueError(f"has {word!r}, which no kernel command line can hold")
+        return found
 
     return Kind(
         values="words, quoted as in a shell",
