@@ -132,7 +132,8 @@ def read_partitions(fd: int, block: int = 512) -> list[Partition]:
         if entry[:16] == bytes(16):
             continue
         flags = struct.unpack_from("<Q", entry, 48)[0]
-        name = entry[56:128].decode("utf-16-le", "replace").split("\0", 1)[0]
+        # No decode("utf-16-le"): the initrd holds no codec but UTF-8.
+        name = "".join(map(chr, struct.unpack("<36H", entry[56:128]))).split("\0", 1)[0]
         kind, uuid = guid_text(entry[:16], little=True), guid_text(entry[16:32], little=True)
         found.append(Partition(number + 1, kind, uuid, flags, name))
     return found
@@ -140,7 +141,7 @@ def read_partitions(fd: int, block: int = 512) -> list[Partition]:
 
 def _read_line(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip()
     except OSError:
         return ""
@@ -222,8 +223,8 @@ def find_root(root: str | None, *, patience: float = 10.0) -> Device:
             names = ", ".join(map(str, found))
             raise RootDeviceError(f"{describe_wanted(root)} is ambiguous: {names}")
         if time.monotonic() > deadline:
-            there = ", ".join(map(str, devices)) or "none (is the disk's driver packed?)"
+            there = ", ".join(map(str, devices)) or "no block device (is the disk's driver packed?)"
             raise RootDeviceError(
-                f"{describe_wanted(root)} did not appear in {patience:.0f} s; block devices: {there}"
+                f"{describe_wanted(root)} did not appear in {patience:.0f} s; there is {there}"
             )
         time.sleep(0.02)

@@ -74,7 +74,7 @@ class Modules:
         self._loaded: set[str] = set()
         if not os.path.exists(f"{folder}/index"):
             return
-        with open(f"{folder}/index", encoding="ascii") as file:
+        with open(f"{folder}/index", encoding="utf-8") as file:
             for line in file:
                 when, name, *needs = line.split()
                 self._needs[name] = needs
