@@ -238,6 +238,9 @@ def test_the_nearest_of_a_legal_one_is_itself() -> None:
         ({"BOOTC_vcpus": "two"}, "BOOTC_vcpus=two: is not a whole number", "1 to 255"),
         ({"BOOTC_vcpus": "0"}, "is not between 1 and 255", "1 to 255"),
         ({"BOOTC_kargs": "a 'b"}, "cannot be split into words", "quoted as in a shell"),
+        ({"BOOTC_kargs": "quiet -- 1"}, "behind which the kernel reads nothing", "or unset it"),
+        ({"BOOTC_kargs": "composefs=ab"}, "the installer sets it", "or unset it"),
+        ({"BOOTC_kargs": "a ''"}, "no kernel command line can hold", "or unset it"),
         ({"BOOTC_base": "-v /:/host"}, "is not an image reference", "unset it"),
         ({"BOOTC_libvirt_uri": "qemu+ssh://far/system"}, "names the host far", "libvirt URI"),
         ({"BOOTC_libvirt_uri": "xen:///system"}, "is not a QEMU connection", "libvirt URI"),
@@ -339,7 +342,7 @@ def some_options() -> Iterator[BcvkInstallOpts]:
         yield read_options(
             {OPTIONS[axis].variable: value for axis, value in one.values().items()}
         ).options
-    yield replace(PLAIN, kargs=("a=b c", "--", "-x", "console=ttyS0", "it's"), nocache=True)
+    yield replace(PLAIN, kargs=("a=b c", "-x", "console=ttyS0", "it's"), nocache=True)
     yield replace(PLAIN, disk_size=2560 << 20, memory=1536, vcpus=1, log_dir="/var/tmp/a b")
     yield replace(PLAIN, baseconfigs=tuple(Baseconfig), base="quay.io/x/y:1@sha256:ab")
     yield replace(PLAIN, libvirt_uri="qemu:///session", mirror="file:///srv/debian")
@@ -403,7 +406,7 @@ def test_composefs_always_reaches_the_installer(one: Combination) -> None:
 
 
 def test_the_installer_gets_each_kernel_argument_whole() -> None:
-    opts = BcvkInstallOpts.from_env({"BOOTC_kargs": "console=ttyS0 'a=b c' -- single"})
+    opts = BcvkInstallOpts.from_env({"BOOTC_kargs": "console=ttyS0 'a=b c' single"})
     assert opts.install_args() == [
         "--composefs-backend",
         "--bootloader",
@@ -412,7 +415,6 @@ def test_the_installer_gets_each_kernel_argument_whole() -> None:
         "ext4",
         "--karg=console=ttyS0",
         "--karg=a=b c",
-        "--karg=--",
         "--karg=single",
     ]
 
@@ -434,9 +436,8 @@ def test_labels_cover_what_shapes_the_image() -> None:
     assert "bootc.kit.memory" not in labels
     assert "bootc.kit.filesystem" not in labels
     assert replace(PLAIN, boot_type=BootType.UKI).labels()["bootc.kit.filesystem"] == "ext4"
-    assert {
-        f"bootc.kit.{name}" for name, one in OPTIONS.items() if one.stage is Stage.IMAGE
-    } == set(labels)
+    shaping = {name for name, one in OPTIONS.items() if one.stage is Stage.IMAGE}
+    assert {f"bootc.kit.{name}" for name in shaping} == set(labels)
 
 
 def test_an_image_is_only_used_with_the_options_it_was_built_with() -> None:
