@@ -41,7 +41,7 @@ class _Answer(Protocol):
 
 
 class _Machine(Protocol):
-    def run(self, command: str, *, timeout: float, check: bool = False) -> _Answer: ...
+    def run(self, command: str, *, timeout: float, check: bool) -> _Answer: ...
 
 
 def ask_guest(machine: _Machine) -> dict[str, str]:

@@ -21,21 +21,18 @@ their turn are `pending`.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import json
 import logging
 import re
 import shlex
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -79,27 +76,34 @@ class CommandAnswer(Protocol):
 
 
 class GuestMachine(Protocol):
-    """What the runner needs of a machine. A `BootcError` from any of it means that it is lost."""
+    """What the runner needs of a machine. A `BootcError` from any of it means that it is lost.
+
+    `vmtests.machine.Machine` is one.
+    """
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """The stages of coming up, each with the seconds that it took."""
+        """When each stage of coming up began, in seconds, in order; the last one is the end."""
         ...
 
-    def run(self, command: str, *, timeout: float, check: bool = False) -> CommandAnswer:
+    def run(self, command: str, *, timeout: float, check: bool) -> CommandAnswer:
         """Run a shell command as root."""
         ...
 
-    def put_tree(self, local: Path, remote: str) -> None:
-        """Copy a folder so that `remote` is it."""
+    def put(self, source: Path, target: str) -> None:
+        """Copy a folder into the guest so that `target` is it."""
         ...
 
-    def reboot(self, command: str | None = None, *, timeout: float = 600.0) -> None:
-        """Reboot, by `command` if given, and come back when root can log in again."""
+    def get(self, source: str, target: Path) -> None:
+        """Copy a folder out of the guest so that `target` is it."""
         ...
 
-    def console_tail(self, lines: int) -> str:
-        """The end of the serial console."""
+    def reboot(self, command: str = ...) -> Mapping[str, float]:
+        """Boot again by `command`; returns the timings when root can log in again."""
+        ...
+
+    def console_tail(self, count: int = ...) -> str:
+        """The last lines of the serial console."""
         ...
 
 
@@ -117,7 +121,6 @@ class Settings:
     )
     grace: float = 30.0
     """Seconds that a machine may be silent beyond a test's limit before it counts as lost."""
-    reboot_timeout: float = 600.0
     most_reboots: int = 10
     rerun: str = "./dev nox -s tmt -- {plan}"
     host_versions: Mapping[str, str] = field(default_factory=dict)
@@ -199,6 +202,15 @@ def boot_verdict(error: BaseException) -> Verdict:
     return Verdict.INFRA
 
 
+def _stages(prefix: str, timings: Mapping[str, float]) -> list[Phase]:
+    """How long each stage took, from when it began."""
+    marks = sorted(timings.items(), key=lambda item: item[1])
+    return [
+        Phase(name=f"{prefix}: {name}", seconds=following - began)
+        for (name, began), (_, following) in pairwise(marks)
+    ]
+
+
 @contextmanager
 def _timed(phases: list[Phase], name: str) -> Iterator[None]:
     start = time.monotonic()
@@ -251,9 +263,7 @@ class _PlanRun:
         self.notes.append(note)
 
     def _note_boot(self, machine: GuestMachine, seconds: float) -> None:
-        stages = [
-            Phase(name=f"boot: {name}", seconds=took) for name, took in machine.timings.items()
-        ]
+        stages = _stages("boot", machine.timings)
         other = seconds - sum(stage.seconds for stage in stages)
         self.phases += [Phase(name="machine", seconds=max(0.0, other)), *stages]
 
@@ -394,8 +404,8 @@ class _Guest:
         """Put the tests and our programs there, and ask for the packages that the tests require."""
         base, run_dir = shlex.quote(self.settings.base), shlex.quote(self.run_dir)
         self.call(f"rm -rf {base}/tree {base}/scripts {run_dir} && mkdir -p {base}")
-        self.machine.put_tree(tree, self.tree)
-        self.machine.put_tree(tree / "tmt" / "scripts", self.scripts)
+        self.machine.put(tree, self.tree)
+        self.machine.put(tree / "tmt" / "scripts", self.scripts)
         self.call(
             f"mkdir -p {run_dir}/data && : >{run_dir}/environment"
             f" && chmod +x {shlex.quote(self.scripts)}/*"
@@ -465,9 +475,8 @@ class _Guest:
                 if reboots == self.settings.most_reboots:
                     said.problem = f"asked for a reboot after {reboots} reboots"
                     break
-                with _timed(phases, f"reboot {reboots + 1}"):
-                    self._reboot(said.reboot)
                 reboots += 1
+                phases += self._reboot(said.reboot, f"reboot {reboots}")
             logs = self._fetch(invocation, folder / name)
         except BootcError as error:
             lost = replace(
@@ -515,34 +524,26 @@ class _Guest:
         command = f"{shlex.quote(self.scripts)}/run-test {shlex.quote(json.dumps(job))}"
         return _Report.read(self.call(command, limit + self.settings.grace))
 
-    def _reboot(self, request: Reader) -> None:
+    def _reboot(self, request: Reader, label: str) -> list[Phase]:
+        """Carry out a request of tmt-reboot; returns what took how long."""
         problem = request.optional_text("problem")
         if problem:
             raise BootcError(f"bad reboot request: {problem}")
-        timeout = self.settings.reboot_timeout
         if request.has("timeout"):
-            timeout = float(request.integer("timeout"))
-        command = request.optional_text("command")
-        if request.boolean("systemd-soft-reboot", default=False):
-            command = command or "systemctl soft-reboot"
+            _log.info("tmt-reboot -t is not used: each stage of the boot has its own limit")
+        soft = request.boolean("systemd-soft-reboot", default=False)
+        usual = "systemctl soft-reboot" if soft else "systemctl reboot"
         before = self.call(self.settings.boot_mark)
-        self.machine.reboot(command, timeout=timeout)
+        start = time.monotonic()
+        stages = _stages(label, self.machine.reboot(request.optional_text("command") or usual))
         if self.call(self.settings.boot_mark) == before:
             raise MachineLost("the machine came back from its reboot in the same boot")
+        rest = time.monotonic() - start - sum(stage.seconds for stage in stages)
+        return [Phase(name=label, seconds=max(0.0, rest)), *stages]
 
     def _fetch(self, invocation: str, target: Path) -> list[str]:
-        """Copy a test's files below 16 MiB to `target`; the logs among them, output first."""
-        packed = self.call(
-            f"cd {shlex.quote(invocation)} && find . -type f -size -16M -print0"
-            " | tar --null -T - -czf - | base64 -w0",
-            timeout=120.0,
-        )
-        target.mkdir(parents=True)
-        try:
-            with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed)), mode="r:gz") as archive:
-                archive.extractall(target, filter="data")
-        except (tarfile.TarError, binascii.Error, EOFError, OSError) as error:
-            raise BootcError(f"the logs in {invocation} cannot be read: {error}") from error
+        """Copy a test's files to `target`; returns the logs among them, the output first."""
+        self.machine.get(invocation, target)
         submitted = target / "submitted-files.log"
         names = submitted.read_text(errors="replace").split("\n") if submitted.is_file() else []
         kept = [f"data/{name}" for name in names if name and (target / "data" / name).is_file()]
