@@ -342,10 +342,24 @@ class BcvkInstallOpts:
 
     def firmware_args(self, keys: str | None = None) -> list[str]:
         """The firmware of a machine; a sealed one needs the directory of the keys (C9)."""
-        problems = self.legal_problems(self.situation(secure_boot_keys=keys is not None))
-        raise_all(problems)
+        self.check_machine(secure_boot_keys=keys is not None)
         args = [f"--firmware={self.firmware}"]
         return [*args, f"--secure-boot-keys={keys}"] if keys is not None else args
+
+    def check_machine(
+        self,
+        *,
+        secure_boot_keys: bool | None = None,
+        storage_bound: bool = False,
+        libvirt_version: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Refuse to start a machine whose facts break a rule (C8 to C13)."""
+        facts = self.situation(
+            secure_boot_keys=secure_boot_keys,
+            storage_bound=storage_bound,
+            libvirt_version=libvirt_version,
+        )
+        raise_all(self.legal_problems(facts))
 
     def shaping(self, product: Stage) -> dict[str, str]:
         """Variable to text of every option that changes `product`: what its cache key covers."""

@@ -429,6 +429,13 @@ def test_firmware_follows_the_seal_and_needs_its_keys() -> None:
         PLAIN.firmware_args("/keys")
 
 
+def test_a_machine_with_the_hosts_storage_needs_a_new_libvirt() -> None:
+    PLAIN.check_machine(storage_bound=True, libvirt_version=(11, 3, 0))
+    with pytest.raises(BootcError, match="C11") as caught:
+        PLAIN.check_machine(storage_bound=True, libvirt_version=(9, 0, 0))
+    assert caught.value.hint == "install libvirt 11, or do without the host's storage"
+
+
 def test_labels_cover_what_shapes_the_image() -> None:
     labels = PLAIN.labels()
     assert labels["bootc.kit.variant"] == "composefs"
