@@ -25,6 +25,7 @@ import stat as st
 from collections.abc import Iterator
 from typing import NoReturn
 
+from bootc.composefs.collector import paused_collector
 from bootc.composefs.erofs_format import NAME_MAX, object_path
 from bootc.composefs.tree import (
     Content,
@@ -58,7 +59,8 @@ _TIME = re.compile(rb"(-?[0-9]{1,19})\.([0-9]{1,9})\Z")
 
 def parse_dump(data: bytes, source: str = "dump", *, inline_max: int = INLINE_MAX) -> Directory:
     """The tree that a dump file describes; `source` names it in errors."""
-    return _Parser(source, inline_max).parse(data)
+    with paused_collector():
+        return _Parser(source, inline_max).parse(data)
 
 
 class _Parser:

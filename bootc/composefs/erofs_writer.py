@@ -16,13 +16,11 @@ all and its numbers fit; V2 has extended inodes only, without nanoseconds.
 
 from __future__ import annotations
 
-import gc
 import stat as st
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 from struct import Struct
 
+from bootc.composefs.collector import paused_collector
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.erofs_format import (
     BLOCK,
@@ -87,20 +85,8 @@ def write_image(
     Raises `BootcError` when the tree holds something that no image can (a name with a slash, a
     device number of more than 32 bits, a digest of another algorithm, a directory in two places).
     """
-    with _no_collection():
+    with paused_collector():
         return _Image(root, version, algorithm).write()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the cyclic collector: many small objects are made here, and none is in a cycle."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Image:
