@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""From layers to the tree of an image, and from the tree to an EROFS image in the repository.
+
+Merging: members act at once, in the order of the stream. A hard link shares the leaf that its
+target is at that moment; `.wh.NAME` removes NAME, `.wh..wh..opq` empties its directory, whatever
+layer put it there; a directory over a directory replaces the metadata only, anything else replaces
+the node. A missing parent is an error.
+
+For OCI images the root then gets the metadata of /usr (layers rarely say what it is), /run is
+emptied, and of the extended attributes only `security.capability` stays, because how an image
+was built must not change its identity. For booting /boot and /sysroot are emptied, too, as they
+are mount points, and SELinux labels come from the image's own policy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bootc.composefs.erofs_format import FormatVersion
+from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.layers import read_stored_layer
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
+from bootc.composefs.tree import Directory, External, Inline, Leaf, Node, Stat, walk
+from bootc.errors import BootcError, FormatError
+from bootc.oci.tarstream import Entry
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+SELINUX = b"security.selinux"
+_CAPABILITY = b"security.capability"
+
+
+class XattrMode(StrEnum):
+    """Which extended attributes an OCI image keeps."""
+
+    ALLOWLIST_ONLY = "allowlist-only"
+    KEEP_USER = "keep-user-xattrs"
+
+    def keeps(self, name: bytes) -> bool:
+        return name == _CAPABILITY or (self is XattrMode.KEEP_USER and name.startswith(b"user."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposefsImage:
+    """An EROFS image in a repository: its fs-verity digest in hexadecimal and its size."""
+
+    id: str
+    size: int
+
+
+def assemble(
+    repo: Repository, pulled: PulledImage, *, xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
+) -> Directory:
+    """The tree of a pulled image, as `transform_for_oci` leaves it; `pulled` is not modified."""
+    root = Directory(Stat())
+    for layer in pulled.layers:
+        source = layer_content_id(layer.diff_id)
+        entries: Iterable[Entry]
+        if layer.entries is not None:
+            entries = layer.entries
+        else:
+            entries = read_stored_layer(read_stream_object(repo, layer.digest, source))
+        merge_layer(root, entries, source)
+    transform_for_oci(root, xattrs=xattrs)
+    return root
+
+
+def merge_layer(root: Directory, entries: Iterable[Entry], source: str) -> None:
+    """Apply the members of one layer to `root`. The entries stay as they are."""
+    merger = _Merger(root, source)
+    for entry in entries:
+        merger.add(entry)
+
+
+class _Merger:
+    def __init__(self, root: Directory, source: str) -> None:
+        self._root = root
+        self._source = source
+        # Members come folder by folder, so the last parent is nearly always the next one.
+        self._folder_path: bytes | None = None
+        self._folder = root
+
+    def add(self, entry: Entry) -> None:
+        path, node = entry.path, entry.node
+        if not path:
+            assert isinstance(node, Directory)
+            self._root.stat = node.stat.copy()
+            return
+        folder_path, _, name = path.rpartition(b"/")
+        if folder_path != self._folder_path:
+            self._folder = self._find_folder(folder_path, path)
+            self._folder_path = folder_path
+        entries = self._folder.entries
+        if name.startswith(_WHITEOUT):
+            self._whiteout(entries, name, path)
+            return
+        old = entries.get(name)
+        new: Node
+        match node:
+            case Directory():
+                if isinstance(old, Directory):
+                    old.stat = node.stat.copy()
+                    return
+                new = Directory(node.stat.copy())
+            case Leaf():
+                new = Leaf(node.stat.copy(), node.content)
+            case None:
+                new = self._find_target(entry)
+        entries[name] = new
+        if isinstance(old, Directory):
+            self._folder_path = None
+
+    def _whiteout(self, entries: dict[bytes, Node], name: bytes, path: bytes) -> None:
+        if name == _OPAQUE:
+            entries.clear()
+            return
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise FormatError(self._source, _shown(path), "a whiteout of nothing")
+        entries.pop(hidden, None)
+
+    def _find_folder(self, folder_path: bytes, path: bytes) -> Directory:
+        folder = self._root.find_directory(folder_path)
+        if folder is None:
+            raise FormatError(
+                self._source, _shown(path), "the directory it lies in is not in the image"
+            )
+        return folder
+
+    def _find_target(self, entry: Entry) -> Leaf:
+        target = self._root.find(entry.link)
+        if not isinstance(target, Leaf):
+            what = "is missing" if target is None else "is a directory"
+            raise FormatError(
+                self._source,
+                _shown(entry.path),
+                f"the hard link's target /{_text(entry.link)} {what}",
+            )
+        return target
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _shown(path: bytes) -> str:
+    return f"/{_text(path)}"
+
+
+def _usr(root: Directory) -> Directory:
+    usr = root.find_directory(b"usr")
+    if usr is None:
+        raise BootcError("the image has no /usr", hint="check that it holds an operating system")
+    return usr
+
+
+def transform_for_oci(root: Directory, *, xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY) -> None:
+    """Make the identity of a tree independent of how its layers were built."""
+    usr = _usr(root)
+    root.stat = usr.stat.copy()
+    run = root.find_directory(b"run")
+    if run is not None:
+        run.entries.clear()
+        run.stat.mtime = usr.stat.mtime
+        run.stat.mtime_nsec = usr.stat.mtime_nsec
+    for _, node in walk(root):
+        if node.stat.xattrs:
+            node.stat.xattrs = {
+                name: value for name, value in node.stat.xattrs.items() if xattrs.keeps(name)
+            }
+
+
+def transform_for_boot(root: Directory, repo: Repository) -> None:
+    """Turn the tree of an image into the tree that is booted. Its boot files are gone then."""
+    usr = _usr(root)
+    for name in (b"boot", b"sysroot"):
+        folder = root.find_directory(name)
+        if folder is None:
+            raise BootcError(
+                f"the image has no directory /{name.decode()}",
+                hint=f"add an empty directory /{name.decode()} to the image",
+            )
+        folder.entries.clear()
+        folder.stat.mtime = usr.stat.mtime
+    policy = find_policy(root, repo)
+    if policy is not None:
+        raise BootcError(
+            f"the image has the SELinux policy {policy!r}: labelling is not implemented yet",
+            hint="build the image without /etc/selinux/config",
+        )
+    for _, node in walk(root):
+        node.stat.xattrs.pop(SELINUX, None)
+
+
+def find_policy(root: Directory, repo: Repository) -> str | None:
+    """The name of the image's SELinux policy, or None if it has none."""
+    config = root.find(b"etc/selinux/config")
+    if not isinstance(config, Leaf):
+        return None
+    for line in (
+        read_file(repo, config, "/etc/selinux/config").decode("utf-8", "replace").split("\n")
+    ):
+        key, equals, value = line.partition("=")
+        if equals and key.strip().lower() == "selinuxtype":
+            return value.strip()
+    return None
+
+
+def read_file(repo: Repository, leaf: Leaf, path: str) -> bytes:
+    """The content of a regular file of the tree; `path` names it in errors."""
+    match leaf.content:
+        case Inline(data=data):
+            return data
+        case External(digest=digest) if digest is not None:
+            return repo.read_object(digest)
+        case _:
+            raise BootcError(f"{path} in the image is no regular file")
+
+
+def encode_image(repo: Repository, root: Directory) -> bytes:
+    """The EROFS image of a tree in the repository's format."""
+    version = FormatVersion(repo.erofs_version)
+    return write_image(root, version=version, algorithm=repo.algorithm)
+
+
+def commit_image(repo: Repository, root: Directory, *, name: str | None = None) -> ComposefsImage:
+    """Store the EROFS image of a tree, and make it mountable (by `name`, too)."""
+    data = encode_image(repo, root)
+    try:
+        digest = repo.write_image(data, name)
+    except OSError as error:
+        raise BootcError(
+            f"cannot store an image in {os.path.join(repo.path, 'images')}: {error.strerror}"
+        ) from error
+    return ComposefsImage(id=digest.hex(), size=len(data))

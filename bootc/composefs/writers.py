@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Worker threads that write objects: enabling verity waits in the kernel, outside Python's lock.
+
+Small contents travel in batches, so that a hand-over is paid once for many; a large one is
+written by the reader into an unnamed file and only finished here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from bootc.composefs.objects import ObjectStore
+from bootc.composefs.tree import External, Leaf
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A content on its way into the store: `data`, or the unnamed file `fd` that holds it."""
+
+    leaf: Leaf
+    size: int
+    data: bytes = b""
+    fd: int = -1
+    digest: bytes = b""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Contents that one worker stores, one after another; `done` is set however that ends."""
+
+    items: list[Item] = field(default_factory=list)
+    size: int = 0
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    def discard(self) -> None:
+        """Close what was never stored."""
+        for item in self.items:
+            if item.fd >= 0:
+                os.close(item.fd)
+                item.fd = -1
+
+
+class WriterPool:
+    """Threads that store batches, as long as the `with` block runs; leaving it by an error drops
+    what has not begun."""
+
+    def __init__(self, store: ObjectStore, workers: int = 2) -> None:
+        self.store = store
+        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"objects-{number}", daemon=True)
+            for number in range(max(1, workers))
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped = error is not None
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        try:
+            while True:
+                left = self._queue.get_nowait()
+                if left is not None:
+                    left.discard()
+        except Empty:
+            pass
+
+    def submit(self, batch: Batch) -> None:
+        self._queue.put(batch)
+
+    def _work(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            try:
+                if self._stopped:
+                    continue
+                self._store_all(batch)
+            except BaseException as error:  # handed to the thread that waits for the batch
+                batch.error = error
+            finally:
+                batch.discard()
+                batch.done.set()
+
+    def _store_all(self, batch: Batch) -> None:
+        store = self.store
+        for item in batch.items:
+            if item.fd >= 0:
+                fd, item.fd = item.fd, -1
+                item.digest = store.adopt(fd, item.size)
+            else:
+                item.digest = store.store(item.data)
+                item.data = b""
+            item.leaf.content = External(item.size, item.digest)
