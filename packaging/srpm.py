@@ -231,7 +231,7 @@ def spec_text(template: str, source: Source, *, vendored: bool = False) -> str:
 
 def need_program(name: str, *, packages: Mapping[str, str]) -> str:
     """The path of `name`, or a refusal with the command of this machine that installs it."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/bin")
+    found = shutil.which(name)
     if found is not None:
         return found
     commands = [
