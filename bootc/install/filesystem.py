@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""File systems of a new installation: make them, mount them, ask them for fs-verity, finish them."""
+"""File systems of a new installation: make, mount, ask for fs-verity, finish them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_esp(node: str) -> None:
 
 
 def isolate_mounts() -> None:
-    """Give this process a mount namespace of its own: what it mounts ends with it, come what may."""
+    """Give this process a mount namespace of its own: its mounts end with it, come what may."""
     libc.unshare(_CLONE_NEWNS)
     libc.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
 
@@ -96,7 +96,7 @@ def want_verity(folder: str) -> bool:
 
 
 def finish_root(target: str) -> None:
-    """Trim the file system, write everything out and leave its journal empty; it is then read-only."""
+    """Trim the file system, make it read-only and leave its journal empty."""
     blockdev.trim(target)
     libc.mount(None, target, None, mount.MS_REMOUNT | mount.MS_RDONLY)
     blockdev.freeze_and_thaw(target)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Each verb's function. What a verb needs is imported when it runs: start-up time is felt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bootc import log
+from bootc.cli import render
+from bootc.cli.parser import Namespace
+from bootc.errors import BootcError
+
+if TYPE_CHECKING:
+    from bootc.install.options import InstallOptions
+
+
+def run(arguments: Namespace) -> None:
+    """Run the verb."""
+    log.setup()
+    if getattr(arguments, "not_yet", False):
+        name = arguments.verb.replace(".", " ")
+        raise BootcError(
+            f"`bootc {name}` is not yet in this release",
+            hint="`bootc --help` lists what there is",
+        )
+    COMMANDS[arguments.verb](arguments)
+
+
+def need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise BootcError(f"{what} needs root", hint="run it with sudo")
+
+
+def status(arguments: Namespace) -> None:
+    if arguments.format_version not in (None, 0, 1):
+        raise BootcError(
+            f"there is no format version {arguments.format_version}", hint="--format-version 1"
+        )
+    kind = "json" if arguments.json else arguments.format
+    if kind is None:
+        kind = "humanreadable" if sys.stdout.isatty() else "yaml"
+    from bootc.status import read_host
+
+    host = read_host(booted_only=arguments.booted)
+    match kind:
+        case "json":
+            render.say_exactly(render.host_json(host))
+        case "yaml":
+            render.say_exactly(render.host_yaml(host))
+        case _:
+            text = render.host_human(host, verbose=arguments.verbose, utf8=render.is_utf8())
+            render.say_exactly(text)
+
+
+def install_to_disk(arguments: Namespace) -> None:
+    from bootc.install.options import DEFAULT_ESP_SIZE, BlockSetup, DiskOptions, RootFilesystem
+    from bootc.install.options import parse_size as size
+    from bootc.install.verbs import install_to_disk as install
+
+    if arguments.via_loopback:
+        raise BootcError(
+            "--via-loopback cannot be done yet", hint="losetup -P FILE, and name the loop device"
+        )
+    setup, kind = arguments.block_setup, arguments.filesystem
+    disk = DiskOptions(
+        device=arguments.device,
+        wipe=arguments.wipe,
+        block_setup=BlockSetup(setup) if setup else None,
+        filesystem=RootFilesystem(kind) if kind else None,
+        root_size=size(arguments.root_size) if arguments.root_size else None,
+        esp_size=size(arguments.esp_size) if arguments.esp_size else DEFAULT_ESP_SIZE,
+    )
+    need_root("install")
+    render.say(install(_install_options(arguments), disk))
+
+
+def install_to_filesystem(arguments: Namespace) -> None:
+    from bootc.install.options import FilesystemOptions, Replace
+    from bootc.install.verbs import install_to_filesystem as install
+
+    if arguments.boot_mount_spec:
+        raise BootcError("--boot-mount-spec cannot be done yet", hint="use one file system")
+    target = FilesystemOptions(
+        root=arguments.root_path,
+        root_mount_spec=arguments.root_mount_spec,
+        boot_mount_spec=arguments.boot_mount_spec,
+        replace=Replace(arguments.replace) if arguments.replace else None,
+        skip_finalize=arguments.skip_finalize,
+        acknowledge_destructive=arguments.acknowledge_destructive,
+    )
+    need_root("install")
+    render.say(install(_install_options(arguments), target))
+
+
+def _install_options(arguments: Namespace) -> InstallOptions:
+    from bootc.install.options import InstallOptions
+    from bootc.spec import Bootloader
+
+    _refuse_unwritten(arguments)
+    keys = arguments.root_ssh_authorized_keys
+    return InstallOptions(
+        source_imgref=arguments.source_imgref,
+        target_imgref=arguments.target_imgref,
+        target_transport=arguments.target_transport,
+        composefs_backend=arguments.composefs_backend,
+        allow_missing_verity=arguments.allow_missing_verity,
+        bootloader=Bootloader(arguments.bootloader) if arguments.bootloader else None,
+        kargs=tuple(arguments.karg),
+        karg_deletes=tuple(arguments.karg_delete),
+        root_ssh_authorized_keys=_read_text(keys) if keys else None,
+        generic_image=arguments.generic_image,
+        disable_selinux=arguments.disable_selinux,
+        dry_run=arguments.dry_run,
+    )
+
+
+def _refuse_unwritten(arguments: Namespace) -> None:
+    """Options that bootc has and this release does not honour are refused, never ignored."""
+    given = {
+        "--enforce-container-sigpolicy": arguments.enforce_container_sigpolicy,
+        "--run-fetch-check": arguments.run_fetch_check,
+        "--experimental-unified-storage": arguments.experimental_unified_storage,
+        "--disable-selinux": arguments.disable_selinux,
+        "--bound-images pull": arguments.bound_images == "pull",
+        "--stateroot": arguments.stateroot not in (None, "default"),
+        "--uki-addon": bool(arguments.uki_addon),
+        "--progress-fd": arguments.progress_fd is not None,
+    }
+    for name, wanted in given.items():
+        if wanted:
+            raise BootcError(f"{name} cannot be done yet", hint="leave it out")
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def print_configuration(arguments: Namespace) -> None:
+    from bootc.install.config import load_config
+    from bootc.jsonutil import canonical
+
+    render.say(canonical(load_config().to_json(everything=arguments.all)))
+
+
+def build_id(arguments: Namespace) -> None:
+    from bootc.cli.build_id import build_id as compute
+
+    render.say(compute())
+
+
+def fsverity_measure(arguments: Namespace) -> None:
+    from bootc.linux import fsverity
+
+    fd = os.open(arguments.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = fsverity.measure(fd)
+    finally:
+        os.close(fd)
+    if found is None:
+        raise BootcError(
+            f"{arguments.path} has no fs-verity",
+            hint=f"bootc internals fsverity enable {arguments.path}",
+        )
+    render.say(found[1].hex())
+
+
+def fsverity_enable(arguments: Namespace) -> None:
+    from bootc.linux import fsverity
+
+    fd = os.open(arguments.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fsverity.enable(fd, fsverity.SHA256)
+    except OSError as error:
+        raise BootcError(f"{arguments.path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "status": status,
+    "install.to-disk": install_to_disk,
+    "install.to-filesystem": install_to_filesystem,
+    "install.print-configuration": print_configuration,
+    "internals.build-id": build_id,
+    "internals.fsverity.measure": fsverity_measure,
+    "internals.fsverity.enable": fsverity_enable,
+}

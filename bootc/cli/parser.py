@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The command line of `bootc`: verbs, options, and which options exclude each other.
+
+Verbs that exist in bootc and are not written here yet are known to the parser; `commands` says
+"not yet" for them. Help texts are the user's manual: one line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from bootc import __version__
+from bootc.install.options import BlockSetup, Replace, RootFilesystem
+from bootc.spec import Bootloader
+
+Namespace = argparse.Namespace
+
+NOT_YET = (
+    "upgrade",
+    "update",
+    "switch",
+    "rollback",
+    "edit",
+    "usr-overlay",
+    "usroverlay",
+    "loader-entries",
+    "composefs-finalize-staged",
+    "container",
+    "image",
+    "exec-in-host-mount-namespace",
+    "state",
+    "config-diff",
+    "delete-deployment",
+    "completion",
+)
+"""Verbs of bootc that this release does not have; their options are not looked at."""
+
+_VISIBLE_NOT_YET = NOT_YET[:10]
+NOT_YET_INSTALL = ("to-existing-root", "reset", "finalize", "ensure-completion")
+NOT_YET_INTERNALS = (
+    "systemd-generator",
+    "fixup-etc-fstab",
+    "sysusers-sync",
+    "print-json-schema",
+    "fsck",
+    "cleanup",
+    "relabel",
+    "cfs",
+    "dir-diff",
+    "prep-soft-reboot",
+    "composefs-gc",
+    "blockdev",
+    "uki",
+)
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """Parse, or exit with status 2 as argparse does; `verb` is the path of words (`install.…`)."""
+    found, rest = build().parse_known_args(list(argv))
+    if rest and not getattr(found, "not_yet", False):
+        build().error(f"unrecognized arguments: {' '.join(rest)}")
+    _check_conflicts(found)
+    return found
+
+
+def _check_conflicts(found: Namespace) -> None:
+    if found.verb.startswith("install.to-"):
+        if found.target_transport and not found.target_imgref:
+            build().error("argument --target-transport: needs --target-imgref")
+        if found.uki_addon and not found.composefs_backend:
+            build().error("argument --uki-addon: needs --composefs-backend")
+
+
+def build() -> argparse.ArgumentParser:
+    """The whole parser."""
+    top = argparse.ArgumentParser(
+        prog="bootc",
+        description="Install, boot and update whole operating systems from container images.",
+        allow_abbrev=False,
+    )
+    top.add_argument("-V", "--version", action="version", version=f"bootc {__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    _add_status(verbs)
+    _add_install(verbs)
+    _add_internals(verbs)
+    for name in NOT_YET:
+        help_text = "not in this release" if name in _VISIBLE_NOT_YET else None
+        _add_not_yet(verbs, name, name, help_text)
+    return top
+
+
+def _add_not_yet(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    verb: str,
+    help_text: str | None = None,
+) -> None:
+    if help_text is None:
+        one = verbs.add_parser(name, add_help=False)
+    else:
+        one = verbs.add_parser(name, help=help_text, add_help=False)
+    one.set_defaults(verb=verb, not_yet=True)
+
+
+def _add_status(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    one = verbs.add_parser(
+        "status", help="what is booted, staged and kept for rollback", allow_abbrev=False
+    )
+    one.add_argument("--json", action="store_true", help="the same as --format json")
+    one.add_argument("--format", choices=("humanreadable", "yaml", "json"))
+    one.add_argument("--format-version", type=int, metavar="N", help="0 or 1, for yaml and json")
+    one.add_argument("--booted", action="store_true", help="only what is booted")
+    one.add_argument("-v", "--verbose", action="store_true", help="more, for people")
+    one.set_defaults(verb="status")
+
+
+def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    install = verbs.add_parser("install", help="put an image onto a disk or a file system")
+    kinds = install.add_subparsers(metavar="KIND", required=True)
+    disk = kinds.add_parser(
+        "to-disk", help="partition a disk and install onto it", allow_abbrev=False
+    )
+    disk.add_argument("device", metavar="DEVICE", help="the whole disk, like /dev/vdb")
+    disk.add_argument("--wipe", action="store_true", help="destroy what is on the disk")
+    disk.add_argument("--block-setup", choices=[item.value for item in BlockSetup])
+    disk.add_argument("--filesystem", choices=[item.value for item in RootFilesystem])
+    disk.add_argument("--root-size", metavar="N[M|G|T]", help="of the root partition (the rest)")
+    disk.add_argument("--esp-size", metavar="N[M|G]", help="of the EFI partition (1024M)")
+    disk.add_argument("--via-loopback", action="store_true", help="DEVICE is a file: not yet")
+    _add_shared(disk)
+    disk.set_defaults(verb="install.to-disk")
+
+    target = kinds.add_parser(
+        "to-filesystem", help="install into a mounted, empty file system", allow_abbrev=False
+    )
+    target.add_argument("root_path", metavar="ROOT_PATH", help="where it is mounted")
+    target.add_argument("--root-mount-spec", metavar="SPEC", help="the value of root=; empty: none")
+    target.add_argument("--boot-mount-spec", metavar="SPEC", help="not yet")
+    target.add_argument("--replace", choices=[item.value for item in Replace])
+    target.add_argument("--acknowledge-destructive", action="store_true")
+    target.add_argument("--skip-finalize", action="store_true", help="leave it mounted writable")
+    _add_shared(target)
+    target.set_defaults(verb="install.to-filesystem")
+
+    config = kinds.add_parser("print-configuration", help="the merged install configuration")
+    config.add_argument("--all", action="store_true", help="with the kernel arguments")
+    config.set_defaults(verb="install.print-configuration")
+    for name in NOT_YET_INSTALL:
+        _add_not_yet(kinds, name, f"install.{name}")
+
+
+def _add_shared(one: argparse.ArgumentParser) -> None:
+    """The options of §source, §target, §config and §composefs that all installs share."""
+    one.add_argument("--source-imgref", metavar="REF", help="the image: oci:PATH[:TAG], docker://…")
+    one.add_argument("--target-imgref", metavar="IMAGE", help="where updates come from")
+    one.add_argument("--target-transport", metavar="NAME", help="of --target-imgref (registry)")
+    one.add_argument(
+        "--target-no-signature-verification", action="store_true", help=argparse.SUPPRESS
+    )
+    one.add_argument("--enforce-container-sigpolicy", action="store_true", help="not yet")
+    one.add_argument("--run-fetch-check", action="store_true", help="not yet")
+    one.add_argument("--skip-fetch-check", action="store_true", help="the default")
+    one.add_argument("--experimental-unified-storage", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument("--disable-selinux", action="store_true", help="not yet")
+    one.add_argument("--karg", action="append", default=[], metavar="ARG", help="a kernel argument")
+    one.add_argument(
+        "--karg-delete", action="append", default=[], metavar="ARG", help="KEY, or KEY=VALUE"
+    )
+    one.add_argument("--root-ssh-authorized-keys", metavar="FILE", help="keys that let root in")
+    one.add_argument("--generic-image", action="store_true", help="for any machine (the default)")
+    one.add_argument("--bound-images", choices=("stored", "pull", "skip"))
+    one.add_argument("--stateroot", metavar="NAME", help="default, for composefs")
+    one.add_argument("--bootupd-skip-boot-uuid", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument("--bootloader", choices=[item.value for item in Bootloader])
+    one.add_argument(
+        "--composefs-backend", action="store_true", help="the only backend of this release"
+    )
+    one.add_argument(
+        "--allow-missing-verity", action="store_true", help="boot although nothing enforces digests"
+    )
+    one.add_argument("--uki-addon", action="append", default=[], metavar="NAME", help="not yet")
+    one.add_argument("--progress-fd", type=int, metavar="N", help="not yet")
+    one.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
+
+
+def _add_internals(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    internals = verbs.add_parser("internals")
+    kinds = internals.add_subparsers(metavar="KIND", required=True)
+    build_id = kinds.add_parser("build-id", help="a digest of the code that is running")
+    build_id.set_defaults(verb="internals.build-id")
+    verity = kinds.add_parser("fsverity", help="fs-verity of a file (SHA-256)")
+    actions = verity.add_subparsers(metavar="ACTION", required=True)
+    for action in ("measure", "enable"):
+        one = actions.add_parser(action)
+        one.add_argument("path", metavar="PATH")
+        one.set_defaults(verb=f"internals.fsverity.{action}")
+    for name in NOT_YET_INTERNALS:
+        _add_not_yet(kinds, name, f"internals.{name}")

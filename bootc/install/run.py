@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Carry out an install plan: file systems, image, state, boot files, boot loader, finish.
+
+Everything is mounted in a mount namespace of our own and by context managers, so a failure at any
+point leaves nothing mounted. The image's objects and its EROFS image come first and are synced
+before the entry that boots them is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from bootc import fs, paths
+from bootc.boot import entries, kargs, systemd_boot
+from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+from bootc.composefs.pull import OnProgress, PulledImage, pull
+from bootc.composefs.repository import Repository
+from bootc.composefs.tree import Directory, Leaf, Symlink
+from bootc.deploy import state
+from bootc.deploy.state import Origin
+from bootc.errors import BootcError
+from bootc.install import filesystem as filesystems
+from bootc.install import image as images
+from bootc.install.disk import apply_disk
+from bootc.install.image import Kernel
+from bootc.install.options import show_size
+from bootc.install.plan import InstallPlan, TargetPlan, check_free_space
+from bootc.linux import mount
+from bootc.log import step
+from bootc.oci.layout import ImageSource
+from bootc.spec import BootType
+
+_log = logging.getLogger(__name__)
+
+_LOADERS = "usr/lib/systemd/boot/efi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What is on the disk now."""
+
+    image: str
+    digest: str
+    deployment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """The mounted file systems; `finalize` is whether to leave the root trimmed and clean."""
+
+    root: str
+    esp: str
+    finalize: bool
+
+
+def apply_install(
+    plan: InstallPlan, source: ImageSource, *, on_progress: OnProgress | None = None
+) -> Installed:
+    """Do what the plan says. Call it in a process that has done nothing with threads yet."""
+    filesystems.isolate_mounts()
+    with _opened_target(plan) as target:
+        installed = install_into(plan, source, target.root, target.esp, on_progress=on_progress)
+        with step("write everything to the disk"):
+            filesystems.sync(target.esp)
+            if target.finalize:
+                filesystems.finish_root(target.root)
+            else:
+                filesystems.sync(target.root)
+    return installed
+
+
+@contextmanager
+def _opened_target(plan: InstallPlan) -> Iterator[_Target]:
+    destination = plan.destination
+    with ExitStack() as stack:
+        if isinstance(destination, TargetPlan):
+            where = destination.esp_mount
+            if destination.esp_node is not None:
+                where = stack.enter_context(filesystems.temporary_folder())
+                stack.enter_context(filesystems.mounted_esp(destination.esp_node, where))
+            assert where is not None
+            yield _Target(root=destination.root, esp=where, finalize=destination.finalize)
+            return
+        with step(f"partition {destination.device}"):
+            nodes = apply_disk(destination)
+        with step(f"make file systems on {nodes.esp} and {nodes.root}"):
+            filesystems.make_esp(nodes.esp)
+            filesystems.make_root(destination.filesystem, nodes.root, destination.root_uuid)
+        kind = destination.filesystem.value
+        root = stack.enter_context(filesystems.mounted_target(nodes.root, kind))
+        where = stack.enter_context(filesystems.temporary_folder())
+        stack.enter_context(filesystems.mounted_esp(nodes.esp, where))
+        yield _Target(root=root, esp=where, finalize=True)
+
+
+def install_into(
+    plan: InstallPlan,
+    source: ImageSource,
+    root: str,
+    esp: str,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Installed:
+    """Fill the mounted physical root and the mounted ESP."""
+    secure = filesystems.want_verity(root)
+    if not secure and not plan.allow_missing_verity:
+        raise BootcError(
+            f"the file system at {root} has no fs-verity",
+            hint="use ext4 made with `-O verity`, or pass --allow-missing-verity",
+        )
+    available = os.statvfs(root)
+    check_free_space(plan.image, available.f_bavail * available.f_frsize)
+    with Repository.init(f"{root}/{paths.REPOSITORY}", secure=secure) as repo:
+        tag = f"{paths.TAG_PREFIX}{plan.image.digest}"
+        reference = plan.image.reference.imgref
+        with step(f"pull {plan.image.reference} ({show_size(plan.image.download_size)})"):
+            pulled = pull(repo, source, reference=reference, tag=tag, on_progress=on_progress)
+        with step("write the composefs image"):
+            tree = assemble(repo, pulled)
+            kernel = images.find_kernel(tree)
+            transform_for_boot(tree, repo)
+            composefs = commit_image(repo, tree)
+        with step("write the state of the deployment"):
+            _write_state(plan, repo, tree, root, composefs.id)
+        with step("write boot files"):
+            digest = write_boot_files(repo, kernel, esp, composefs.id)
+            _write_origin(plan, pulled, root, composefs.id, digest)
+        with step("install systemd-boot"):
+            _install_loader(repo, tree, esp)
+        repo.sync()
+        _write_entry(plan, repo, tree, esp, composefs.id)
+    return Installed(
+        image=str(plan.image.reference), digest=pulled.manifest_digest, deployment=composefs.id
+    )
+
+
+def _write_state(
+    plan: InstallPlan, repo: Repository, tree: Directory, root: str, deployment: str
+) -> None:
+    """/etc and /var of the deployment, from the image."""
+    folder = state.make_skeleton(root, deployment)
+    etc, var = tree.find_directory("etc"), tree.find_directory("var")
+    if etc is None:
+        raise BootcError("the image has no /etc")
+    images.write_tree(repo, etc, f"{folder}/etc")
+    if os.path.exists(f"{folder}/etc/.updated"):
+        os.unlink(f"{folder}/etc/.updated")
+    if var is not None and not os.listdir(f"{root}/{paths.STATE_VAR}"):
+        images.write_tree(repo, var, f"{root}/{paths.STATE_VAR}")
+    if plan.root_ssh_authorized_keys is not None:
+        _write_ssh_keys(plan.root_ssh_authorized_keys, tree, f"{folder}/etc")
+
+
+def _write_ssh_keys(keys: str, tree: Directory, etc: str) -> None:
+    """A tmpfiles.d line that gives root these keys at every boot."""
+    home = "/var/roothome" if _links_to(tree, "root", b"var/roothome") else "/root"
+    text = base64.b64encode(keys.encode()).decode()
+    line = f"f~ {home}/.ssh/authorized_keys 600 root root - {text}\n"
+    os.makedirs(f"{etc}/tmpfiles.d", exist_ok=True)
+    fs.write_atomic(f"{etc}/tmpfiles.d/bootc-root-ssh.conf", line)
+
+
+def _links_to(tree: Directory, path: str, target: bytes) -> bool:
+    node = tree.find(path)
+    return (
+        isinstance(node, Leaf)
+        and isinstance(node.content, Symlink)
+        and node.content.target.strip(b"/") == target
+    )
+
+
+def write_boot_files(repo: Repository, kernel: Kernel, esp: str, deployment: str) -> str:
+    """Copy kernel and initrd to the ESP; the sha256 of both, one after the other."""
+    need = images.size_of(kernel.vmlinuz) + images.size_of(kernel.initrd)
+    room = os.statvfs(esp)
+    if need > room.f_bavail * room.f_frsize:
+        raise BootcError(
+            f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
+            f"({show_size(room.f_bavail * room.f_frsize)} free)",
+            hint="--esp-size with more",
+        )
+    folder = f"{esp}/{entries.kernel_dir(deployment)}"
+    os.makedirs(folder, exist_ok=True)
+    hasher = hashlib.sha256()
+    for name, leaf in (("vmlinuz", kernel.vmlinuz), ("initrd", kernel.initrd)):
+        with open(f"{folder}/{name}", "wb") as file:
+            for piece in images.read_leaf(repo, leaf):
+                hasher.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    return hasher.hexdigest()
+
+
+def _write_origin(
+    plan: InstallPlan, pulled: PulledImage, root: str, deployment: str, boot_digest: str
+) -> None:
+    origin = Origin(
+        image=plan.target_image,
+        boot_type=BootType.BLS,
+        boot_digest=boot_digest,
+        manifest_digest=pulled.manifest_digest,
+    )
+    state.write_origin(root, deployment, origin)
+
+
+def kernel_arguments(plan: InstallPlan, deployment: str, image_kargs: list[str]) -> list[str]:
+    """The whole command line, in the order root, config, user, composefs, the image's own."""
+    composefs = kargs.ComposefsArg(digest=deployment, insecure=plan.allow_missing_verity)
+    first = [*kargs.without(plan.root_kargs, plan.karg_deletes), *plan.cli_kargs, str(composefs)]
+    own = kargs.without(image_kargs, plan.karg_deletes)
+    return kargs.diff([], own).apply(first)
+
+
+def _write_entry(
+    plan: InstallPlan, repo: Repository, tree: Directory, esp: str, deployment: str
+) -> None:
+    release = images.read_os_release(repo, tree)
+    image_kargs = images.read_kargs_d(repo, tree, kargs.architecture())
+    args = kernel_arguments(plan, deployment, image_kargs)
+    entry = entries.make_entry(release, deployment, args)
+    folder = f"{esp}/{paths.ENTRIES}"
+    os.makedirs(folder, exist_ok=True)
+    name = entries.entry_name(release, deployment, entries.Rank.PRIMARY)
+    fs.write_atomic(f"{folder}/{name}", entry.to_text())
+    _log.info("boot entry %s", name)
+
+
+def _install_loader(repo: Repository, tree: Directory, esp: str) -> None:
+    """systemd-boot of the image by the bootctl that is running here.
+
+    bootctl sees a root with nothing in it but the image's boot loaders and the ESP.
+    """
+    loaders = tree.find_directory(_LOADERS)
+    if loaders is None:
+        raise BootcError(
+            f"the image has no {_LOADERS}",
+            hint="install systemd-boot-efi (Debian) or systemd-boot-unsigned (Fedora) in it",
+        )
+    with filesystems.temporary_folder() as root:
+        os.makedirs(f"{root}/{os.path.dirname(_LOADERS)}")
+        images.write_tree(repo, loaders, f"{root}/{_LOADERS}")
+        for folder in ("efi", "etc", "tmp"):
+            os.mkdir(f"{root}/{folder}")
+        with mount.mounted(esp, f"{root}/efi", None, flags=mount.MS_BIND):
+            systemd_boot.install(root, "/efi")
