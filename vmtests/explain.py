@@ -181,12 +181,16 @@ def replace_generated(text: str, name: str, body: str) -> str:
 
 
 def plan_docs(root: Path) -> dict[Path, str]:
-    """The generated files below `root` whose text is not what it should be, with that text."""
+    """The generated files below `root` whose text is not what it should be, with that text.
+
+    A README has the table if it has its markers.
+    """
     page = root / "docs" / "variables.md"
     wanted = {page: variables_page()}
     readme = root / "README.md"
-    if readme.exists():
-        wanted[readme] = replace_generated(readme.read_text(), README_TABLE, variables_table())
+    text = readme.read_text() if readme.exists() else ""
+    if BEGIN.format(name=README_TABLE) in text:
+        wanted[readme] = replace_generated(text, README_TABLE, variables_table())
     return {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text
     }

@@ -539,6 +539,8 @@ def test_generated_text_is_put_between_its_markers(tmp_path: Path) -> None:
     assert "old" not in text
     assert explain.plan_docs(tmp_path) == {}
     readme.write_text("# Title\n")
+    assert explain.plan_docs(tmp_path) == {}
+    readme.write_text(f"# Title\n{begin}\n")
     with pytest.raises(BootcError, match="no markers"):
         explain.plan_docs(tmp_path)
 
