@@ -188,7 +188,7 @@ class ErofsImage:
     # -- Attributes
 
     def _attributes(self, offset: int, room: int) -> dict[bytes, bytes]:
-        """By full name. Of two with one name, the one that the kernel finds: first, in the inode."""
+        """By full name. Of two with one name: what the kernel finds, first that in the inode."""
         self._spend(room, offset)
         block = self._take(offset, room)
         _, count = XATTR_HEADER.unpack_from(block)

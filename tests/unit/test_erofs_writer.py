@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""EROFS images against the digests of the ones that other implementations write."""
+
+import hashlib
+import stat as st
+from pathlib import Path
+
+import pytest
+
+from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.dumpfile import format_dump, parse_dump
+from bootc.composefs.erofs_format import FormatVersion, filter_bit, parse_object_path, xxh32
+from bootc.composefs.erofs_layout import chunk_layout, split_directory
+from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.tree import (
+    Content,
+    Device,
+    Directory,
+    External,
+    Inline,
+    Leaf,
+    Sparse,
+    Special,
+    Stat,
+    Symlink,
+)
+from bootc.errors import BootcError
+
+DUMPS = Path(__file__).parent.parent / "golden" / "dumps"
+V0, V1, V2 = FormatVersion
+
+
+def tree(**leaves: Content) -> Directory:
+    entries: dict[bytes, Directory | Leaf] = {
+        name.replace("_", "-").encode(): Leaf(Stat(), content) for name, content in leaves.items()
+    }
+    return Directory(Stat(0o755), entries)
+
+
+SIMPLE = tree(
+    blkdev=Device(st.S_IFBLK, 123),
+    chrdev=Device(st.S_IFCHR, 123),
+    fifo=Special(st.S_IFIFO),
+    regular_external=External(1234, b"\x5a" * 32),
+    regular_inline=Inline(b"hihi"),
+    socket=Special(st.S_IFSOCK),
+    symlink=Symlink(b"/target"),
+)
+
+PINNED = [
+    (tree(), V0, "8f589e8f57ecb88823736b0d857ddca1e1068a23e264fad164b28f7038eb3682"),
+    (tree(), V1, "14a26c957c84f6eb774b91205476adc13196c7c33b9dd97d08d43725ecb90b63"),
+    (tree(), V2, "086b702a519b57d6ef5aea6f8b3f2be24355cd1fb835cd80fb4e3d388b24d5a5"),
+    (SIMPLE, V0, "9f3f5620ee0c54708516467d0d58741e7963047c7106b245d94c298259d0fa01"),
+    (SIMPLE, V1, "ad6db6427568a1e4fdc772cbab7b6063f5eb4b33cb62982a740ba9213e5962b5"),
+    (SIMPLE, V2, "a8fcd41f8b313bede69f462f2af0a38d64b99a6333f5df884ea9ab4037fac722"),
+]
+
+# The plain SHA-256 of the whole image.
+IMAGES = [
+    ("bigfile-xattr", V0, "5bdb37d78dcf03b4ab1adc9a2d5212d3d95213b41628939f5fe3769f93d927cc"),
+    ("bigfile", V0, "475838479da68b086445eca1f12dd30fc4513f3f88c66b40b58fd70f7495ea27"),
+    (
+        "honggfuzz-bigfile-with-acl",
+        V0,
+        "49fcb98c1d331c3f4b414d99d17aac0a6a7e1f8fe7de0d33bbe53064fa55e88b",
+    ),
+    (
+        "honggfuzz-chardev-nonzero-size",
+        V1,
+        "3e7ca8195f29cfd0583ed761c8eead21892ef0ec61d1402aa7f7d84ef8316947",
+    ),
+    (
+        "honggfuzz-long-symlink",
+        V0,
+        "7939aa24a6499de3796792d8ad220138453803ab5f20c96a8c815bf212d44ff7",
+    ),
+    ("longlink", V0, "6747c908f88fc6c18626027f204159f3c2a6225b45e4de2f2d5ebf969bf5f24a"),
+    ("no-newline", V0, "99f02c3c63d0c4c14be6f63e87250adafc0e173a12354f50d9ba7cd320deeca7"),
+    ("special", V0, "d344782ff962ab7d1c5533755c19c5bf3c3485f55bfaf228fc89524c7e2ba61e"),
+    ("special", V1, "2b1dfb9ffe6938cb3134c339059572e38cbd8cc515d54758fdff55cad5a37427"),
+]
+
+
+@pytest.mark.parametrize(("root", "version", "expected"), PINNED)
+def test_erofs_pinned_digests(root: Directory, version: FormatVersion, expected: str) -> None:
+    image = write_image(root, version=version, algorithm=Algorithm.SHA256)
+    assert len(image) % 4096 == 0
+    assert digest_bytes(image, Algorithm.SHA256).hex() == expected
+
+
+@pytest.mark.parametrize(("name", "version", "expected"), IMAGES)
+def test_erofs_golden_dumps(name: str, version: FormatVersion, expected: str) -> None:
+    root = parse_dump((DUMPS / f"{name}.dump").read_bytes())
+    before = format_dump(root)
+    image = write_image(root, version=version, algorithm=Algorithm.SHA256)
+    assert hashlib.sha256(image).hexdigest() == expected
+    assert format_dump(root) == before, "the writer changed the tree"
+
+
+def test_erofs_insertion_order_does_not_matter() -> None:
+    backwards = Directory(SIMPLE.stat, dict(reversed(SIMPLE.entries.items())))
+    for version in FormatVersion:
+        options = {"version": version}
+        assert write_image(backwards, algorithm=Algorithm.SHA256, **options) == write_image(
+            SIMPLE, algorithm=Algorithm.SHA256, **options
+        )
+
+
+@pytest.mark.parametrize("version", list(FormatVersion))
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ({b"a/b": Leaf(Stat(), Inline(b""))}, "slash"),
+        ({b"a\0": Leaf(Stat(), Inline(b""))}, "zero byte"),
+        ({b"..": Directory(Stat())}, "dot name"),
+        ({b"": Directory(Stat())}, "empty"),
+        ({b"x" * 256: Directory(Stat())}, "too long"),
+        ({b"d": Leaf(Stat(), Device(st.S_IFBLK, 1 << 32))}, "32 bits"),
+        ({b"f": Leaf(Stat(), External(9, bytes(32)))}, "32 bytes instead of 64"),
+        ({b"f": Leaf(Stat(xattrs={b"user." + b"x" * 256: b""}), Inline(b""))}, "too long"),
+        ({b"f": Leaf(Stat(xattrs={b"user.x": bytes(65536)}), Inline(b""))}, "too long"),
+    ],
+)
+def test_erofs_refuses(
+    entries: dict[bytes, Directory | Leaf], problem: str, version: FormatVersion
+) -> None:
+    with pytest.raises(BootcError, match=problem):
+        write_image(Directory(Stat(0o755), entries), version=version)
+
+
+def test_erofs_refuses_loops() -> None:
+    root = tree()
+    root.entries[b"again"] = root
+    with pytest.raises(BootcError, match="twice"):
+        write_image(root)
+
+
+def test_erofs_refuses_files_beyond_their_chunks() -> None:
+    assert chunk_layout(1) == (0, 1)
+    assert chunk_layout(4097) == (1, 1)
+    assert chunk_layout(1 << 53) == (31, 1024)
+    with pytest.raises(BootcError, match="too large"):
+        write_image(tree(big=Sparse((1 << 53) + 1)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([1, 2], ([], 27)),
+        ([200] * 9, ([], 1908)),
+        ([200] * 10, ([10], 0)),
+        ([200] * 19, ([19], 0)),
+        ([200] * 20, ([19], 212)),
+        ([200] * 38, ([19, 19], 0)),
+    ],
+)
+def test_erofs_directory_blocks(lengths: list[int], expected: tuple[list[int], int]) -> None:
+    assert split_directory([b"x" * length for length in lengths]) == expected
+
+
+def test_erofs_filter_and_hash() -> None:
+    assert xxh32(b"", 0) == 0x02CC5D05
+    assert xxh32(b"Nobody inspects the spammish repetition", 0) == 0xE2293B2F
+    assert filter_bit(4, b"overlay.opaque") ^ 0xFFFFFFFF == 0xFFEFFFFF
+
+
+def test_erofs_object_paths() -> None:
+    assert parse_object_path(b"../objects/5a/" + b"5a" * 31) == b"\x5a" * 32
+    assert parse_object_path(b"5A/" + b"5A" * 63) == b"\x5a" * 64
+    for bad in (b"", b"5a" * 32, b"5/a" + b"5a" * 31, b"5a/" + b" a" * 31, b"x5a/" + b"5a" * 31):
+        assert parse_object_path(bad) is None
