@@ -181,6 +181,7 @@ def switch_root(sysroot: str, init: str, arguments: list[str]) -> None:
     os.chroot(".")
     os.chdir("/")
     empty(old, os.fstat(old).st_dev)
+    os.environ.pop("LC_CTYPE", None)  # Python's own doing, of no concern to init
     os.execv(init, [init, *arguments])
 
 
