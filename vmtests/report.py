@@ -4,9 +4,10 @@
 `write_reports` puts into one folder: `results.json` (see vmtests.results), `junit.xml` and
 `report.html` (see vmtests.page). `summary` is the text for the terminal.
 
-JUnit: one testsuite a plan, one testcase a test, as the common schema (Jenkins, GitLab) has it.
-`warn` and `fail` are failures; `error` and `pending` are errors; `skip` is skipped; `pass` and
-`info` pass. Sub-results are properties `subresult:NAME`, times are properties `seconds:PHASE`. What
+JUnit: one testsuite a plan, one testcase a test, valid by the schema that Jenkins checks with
+(junit-10.xsd of its xunit plugin). `warn` and `fail` are failures; `error` and `pending` are
+errors; `skip` is skipped; `pass` and `info` pass. That schema knows properties of a testsuite only:
+`seconds:PHASE`, and for tests `TEST seconds:PHASE`, `TEST reboots` and `TEST subresult:NAME`. What
 is wrong with a plan's machine stands in the testsuite's `system-err`.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from bootc.jsonutil import pretty
 from vmtests import page
+from vmtests.readiness import plain
 from vmtests.results import Outcome, Phase, PlanResult, RunResult, TestResult, to_json
 
 _FAILURES = (Outcome.FAIL, Outcome.WARN)
@@ -64,8 +66,8 @@ def summary(run: RunResult, folder: Path | None = None) -> str:
 
 
 def _clean(text: str) -> str:
-    """`text` without what XML 1.0 cannot hold."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    """`text` without terminal control and without what else XML 1.0 cannot hold."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", plain(text))
 
 
 def _number(seconds: float) -> str:
@@ -78,7 +80,6 @@ def _totals(tests: Iterable[TestResult], seconds: float) -> dict[str, str]:
         "tests": str(len(outcomes)),
         "failures": str(sum(outcome in _FAILURES for outcome in outcomes)),
         "errors": str(sum(outcome in _ERRORS for outcome in outcomes)),
-        "skipped": str(sum(outcome is Outcome.SKIP for outcome in outcomes)),
         "time": _number(seconds),
     }
 
@@ -90,18 +91,22 @@ def _properties(parent: ET.Element, pairs: Sequence[tuple[str, str]]) -> None:
             ET.SubElement(properties, "property", name=_clean(name), value=_clean(value))
 
 
-def _phase_pairs(phases: Iterable[Phase]) -> list[tuple[str, str]]:
-    return [(f"seconds:{phase.name}", _number(phase.seconds)) for phase in phases]
+def _phase_pairs(phases: Iterable[Phase], prefix: str = "") -> list[tuple[str, str]]:
+    return [(f"{prefix}seconds:{phase.name}", _number(phase.seconds)) for phase in phases]
+
+
+def _test_pairs(test: TestResult) -> list[tuple[str, str]]:
+    prefix = f"{test.name} "
+    pairs = _phase_pairs(test.phases, prefix)
+    if test.reboots:
+        pairs.append((f"{prefix}reboots", str(test.reboots)))
+    return pairs + [(f"{prefix}subresult:{sub.name}", sub.outcome) for sub in test.subresults]
 
 
 def _testcase(suite: ET.Element, plan: PlanResult, test: TestResult) -> None:
     case = ET.SubElement(
         suite, "testcase", name=test.name, classname=plan.name, time=_number(test.seconds)
     )
-    pairs = _phase_pairs(test.phases)
-    pairs.append(("reboots", str(test.reboots)))
-    pairs += [(f"subresult:{sub.name}", sub.outcome.value) for sub in test.subresults]
-    _properties(case, pairs)
     message = _clean("; ".join(test.notes) or test.outcome.value)
     if test.outcome is Outcome.SKIP:
         ET.SubElement(case, "skipped", message=message)
@@ -125,12 +130,16 @@ def junit(run: RunResult) -> str:
             {
                 "name": plan.name,
                 **_totals(plan.tests, plan.seconds),
+                "skipped": str(sum(test.outcome is Outcome.SKIP for test in plan.tests)),
                 "timestamp": run.started.strftime("%Y-%m-%dT%H:%M:%S"),
                 "hostname": "guest",
             },
         )
         pairs = [("machine", plan.start.value), ("verdict", plan.verdict or "none")]
-        _properties(suite, [*pairs, *_phase_pairs(plan.phases)])
+        pairs += _phase_pairs(plan.phases)
+        for test in plan.tests:
+            pairs += _test_pairs(test)
+        _properties(suite, pairs)
         for test in plan.tests:
             _testcase(suite, plan, test)
         ET.SubElement(suite, "system-out").text = _clean(plan.console)
