@@ -98,6 +98,7 @@ class AttributeTable:
         self._split: list[tuple[int, list[bytes], bytes]] = []
         self._counts: dict[bytes, int] = {}
         self._order: list[bytes] = []
+        self._redirects: dict[int, tuple[bytes, bytes]] = {}
         known = bytes((0, 4 + self._width, 0, algorithm.kernel)) + bytes(self._width)
         self._metacopy = encode_entry(METACOPY, known, epoch)[: -self._width]
         self._unknown = encode_entry(METACOPY, b"", epoch)
@@ -148,7 +149,14 @@ class AttributeTable:
         if path is None:
             entries = (*group.before, metacopy, *group.between, *group.after)
         else:
-            redirect = encode_entry(REDIRECT, b"/" + path, self._epoch)
+            # As encode_entry does it; paths have one length, so the front is made once.
+            head = self._redirects.get(len(path))
+            if head is None:
+                entry = encode_entry(REDIRECT, b"/" + path, self._epoch)
+                padding = -(len(REDIRECT) - len(b"trusted.") + 1 + len(path)) % 4
+                head = entry[: len(entry) - padding - len(path)], bytes(padding)
+                self._redirects[len(path)] = head
+            redirect = head[0] + path + head[1]
             counts[redirect] = counts.get(redirect, 0) + 1
             mask |= self._masks[1]
             entries = (*group.before, metacopy, *group.between, redirect, *group.after)

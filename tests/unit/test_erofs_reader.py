@@ -81,7 +81,7 @@ def first_leaf(root: Directory) -> Leaf | None:
     return next((node for node in root.entries.values() if isinstance(node, Leaf)), None)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(root=directories, many=some.sampled_from([0, 0, 30, 400]), link=some.booleans())
 def test_image_round_trip(root: Directory, many: int, link: bool) -> None:
     leaf = first_leaf(root)
