@@ -153,8 +153,8 @@ def plan_disk(
     machine = machine or os.uname().machine
     parts = layout(machine, esp_size=options.esp_size, root_size=options.root_size)
     size = blockdev.size_of(node)
-    _check_size(options, size, parts, image_size)
     _check_unused(options, node, disk)
+    _check_size(options, size, parts, image_size)
     return DiskPlan(
         device=options.device,
         disk=disk,

@@ -21,6 +21,7 @@ from bootc.boot import entries, kargs, systemd_boot
 from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.pull import OnProgress, PulledImage, pull
 from bootc.composefs.repository import Repository
+from bootc.composefs.stored import attach_images, image_key
 from bootc.composefs.tree import Directory, Leaf, Symlink
 from bootc.deploy import state
 from bootc.deploy.state import Origin
@@ -126,6 +127,8 @@ def install_into(
             kernel = images.find_kernel(tree)
             transform_for_boot(tree, repo)
             composefs = commit_image(repo, tree)
+            key = image_key(boot=True, erofs_version=repo.erofs_version)
+            attach_images(repo, pulled, {key: bytes.fromhex(composefs.id)})
         with step("write the state of the deployment"):
             _write_state(plan, repo, tree, root, composefs.id)
         with step("write boot files"):
@@ -159,20 +162,14 @@ def _write_state(
 
 def _write_ssh_keys(keys: str, tree: Directory, etc: str) -> None:
     """A tmpfiles.d line that gives root these keys at every boot."""
-    home = "/var/roothome" if _links_to(tree, "root", b"var/roothome") else "/root"
+    node = tree.find("root")
+    home = "/root"
+    if isinstance(node, Leaf) and isinstance(node.content, Symlink):
+        home = os.path.normpath(os.path.join("/", os.fsdecode(node.content.target)))
     text = base64.b64encode(keys.encode()).decode()
     line = f"f~ {home}/.ssh/authorized_keys 600 root root - {text}\n"
     os.makedirs(f"{etc}/tmpfiles.d", exist_ok=True)
     fs.write_atomic(f"{etc}/tmpfiles.d/bootc-root-ssh.conf", line)
-
-
-def _links_to(tree: Directory, path: str, target: bytes) -> bool:
-    node = tree.find(path)
-    return (
-        isinstance(node, Leaf)
-        and isinstance(node.content, Symlink)
-        and node.content.target.strip(b"/") == target
-    )
 
 
 def write_boot_files(repo: Repository, kernel: Kernel, esp: str, deployment: str) -> str:
