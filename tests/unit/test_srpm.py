@@ -137,6 +137,17 @@ def test_spec_without_a_place_for_the_version_is_refused(missing: str) -> None:
         srpm.spec_text(template, source())
 
 
+def test_every_unit_that_can_be_enabled_has_its_scriptlets() -> None:
+    spec = (PACKAGING / "bootc.spec").read_text()
+    units = (PACKAGING.parent / "bootc" / "data" / "systemd").iterdir()
+    for unit in units:
+        if "[Install]" in unit.read_text():
+            for macro in ("post", "preun", "postun"):
+                assert re.search(rf"^%systemd_{macro} .*\b{re.escape(unit.name)}\b", spec, re.M), (
+                    unit
+                )
+
+
 def test_missing_program_names_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
