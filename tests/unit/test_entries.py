@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The boot entries of deployments: names, content, and what an ESP holds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bootc.boot import bls, entries
+from bootc.boot.entries import OsRelease, Rank
+from bootc.errors import FormatError
+
+ID = "0f" * 64
+OTHER = "1e" * 64
+
+
+def test_os_release() -> None:
+    text = 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n# c\nVERSION_ID="13"\nnonsense\n'
+    expected = OsRelease(os_id="debian", title="Debian GNU/Linux 13 (trixie)", version="13")
+    assert entries.parse_os_release(text) == expected
+
+
+def test_os_release_defaults() -> None:
+    assert entries.parse_os_release("ID=\nVERSION='open\n") == OsRelease()
+    assert entries.parse_os_release('VERSION="9 (Plow)"').version == "9 (Plow)"
+
+
+def test_names_and_sort_keys() -> None:
+    release = OsRelease(os_id="centos-stream", version="10 (Coughlan)")
+    name = entries.entry_name(release, ID, Rank.PRIMARY)
+    assert name == "bootc_centos_stream-10__Coughlan_-1.conf"
+    assert entries.entry_name(release, ID, Rank.SECONDARY).endswith("-0.conf")
+    assert entries.sort_key(release, Rank.PRIMARY) == "bootc-centos-stream-0"
+    assert entries.sort_key(release, Rank.SECONDARY) == "bootc-centos-stream-1"
+    assert entries.entry_name(OsRelease(), ID, Rank.PRIMARY) == f"bootc_bootc-{ID}-1.conf"
+
+
+def test_entry_text() -> None:
+    release = OsRelease(os_id="debian", title="Debian 13", version="13")
+    entry = entries.make_entry(release, ID, ["rw", f"composefs={ID}"])
+    assert entry.to_text() == (
+        "title Debian 13\n"
+        "version 13\n"
+        f"linux /EFI/Linux/bootc_composefs-{ID}/vmlinuz\n"
+        f"initrd /EFI/Linux/bootc_composefs-{ID}/initrd\n"
+        f"options rw composefs={ID}\n"
+        "sort-key bootc-debian-0\n"
+    )
+
+
+def test_deployment_of_a_uki_is_in_its_name() -> None:
+    entry = bls.Entry(version="1", efi=f"/EFI/Linux/bootc/bootc_composefs-{ID}.efi")
+    assert entries.deployment_of(entry, "a.conf").digest == ID
+    with pytest.raises(FormatError, match="not named after a deployment"):
+        entries.deployment_of(bls.Entry(version="1", uki="/EFI/Linux/arch.efi"), "a.conf")
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def test_read_entries_in_menu_order_and_only_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "loader/entries"
+    folder.mkdir(parents=True)
+    release = OsRelease(os_id="debian", version="13")
+    for deployment, rank in ((OTHER, Rank.SECONDARY), (ID, Rank.PRIMARY)):
+        args = ["rw", f"composefs=?{deployment}"]
+        entry = entries.make_entry(release, deployment, args, rank)
+        (folder / entries.entry_name(release, deployment, rank)).write_text(entry.to_text())
+    (folder / "arch.conf").write_text("title Arch\nlinux /vmlinuz\n")
+    (folder / "memtest.conf").write_text(
+        "title composefs is not used here\nversion 1\nefi /m.efi\n"
+    )
+    (folder / "note.txt").write_text("composefs=")
+    fd = _open(tmp_path)
+    try:
+        found = entries.read_entries(fd)
+        assert entries.read_entries(fd, "loader/entries.staged") == []
+    finally:
+        os.close(fd)
+    assert [entries.deployment_of(entry, name).digest for name, entry in found] == [ID, OTHER]
+    assert all(entries.deployment_of(entry, name).insecure for name, entry in found)
