@@ -157,9 +157,13 @@ class Hypervisor:
             raise BootcError(f"{what}: {error.get_error_message() or error}") from error
 
     def qemu_version(self) -> tuple[int, int, int]:
-        with self.translated("cannot ask for QEMU's version"):
-            number = int(self.connection.getVersion())
+        number = self.versions()[0]
         return number // 1_000_000, number // 1000 % 1000, number % 1000
+
+    def versions(self) -> tuple[int, int]:
+        """QEMU's and libvirt's versions, as libvirt numbers them."""
+        with self.translated("cannot ask for versions"):
+            return int(self.connection.getVersion()), int(self.connection.getLibVersion())
 
     def create(self, name: str, xml: str, *, persistent: bool = False) -> Domain:
         """Start a transient machine from its XML."""

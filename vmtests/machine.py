@@ -105,13 +105,17 @@ class Machine:
             self._guest.close()
             self._guest = None
 
+    def read_identity(self, first: str = "") -> str:
+        """Ask the guest which boot this is; `first` is shell text to run before, in the same go."""
+        return self.run(f"{first}{_IDENTITY}").stdout.strip()
+
     def reboot(self, command: str = "systemctl reboot") -> dict[str, float]:
         """Run `command`, which makes the machine boot again, and wait until it did.
 
         Works for soft reboots too. Returns the new boot's timings (from the command on).
         """
         if not self.identity:
-            self.identity = self.run(_IDENTITY).stdout.strip()
+            self.identity = self.read_identity()
         with suppress(GuestGone):
             self.run(f"nohup sh -c 'sleep 0.1; {command}' >/dev/null 2>&1 &", check=False)
         return self.wait_rebooted()
