@@ -12,6 +12,10 @@ import shlex
 from collections.abc import Sequence
 
 
+_SHOWN = 240
+"""Characters of a failed command that its message shows."""
+
+
 class BootcError(Exception):
     """A failure that is reported as one line, plus one line of advice."""
 
@@ -41,7 +45,10 @@ class ProcessError(BootcError):
         self.stderr = stderr
         said = reason or (f"exit status {status}" if status is not None else "did not finish")
         tail = " | ".join(line for line in stderr.strip().splitlines()[-5:] if line.strip())
-        super().__init__(f"{shlex.join(self.argv)}: {said}{': ' + tail if tail else ''}", hint=hint)
+        line = shlex.join(self.argv)
+        if len(line) > _SHOWN:
+            line = f"{line[: _SHOWN - 20]} … {line[-18:]}"
+        super().__init__(f"{line}: {said}{': ' + tail if tail else ''}", hint=hint)
 
 
 class FormatError(BootcError):
@@ -62,7 +69,8 @@ def chain_text(error: BaseException) -> str:
     seen: BaseException | None = error
     while seen is not None:
         text = str(seen) or type(seen).__name__
-        if not parts or text not in parts[-1]:
+        told = isinstance(seen, OSError) and seen.strerror and seen.strerror in "".join(parts)
+        if not told and (not parts or text not in parts[-1]):
             parts.append(text)
         seen = seen.__cause__
     return ": ".join(parts)

@@ -131,3 +131,9 @@ def sizes() -> dict[str, int]:
                 path.lstat().st_blocks * 512 for path in kind.rglob("*") if path.is_file()
             )
     return total
+
+
+def remove_all() -> None:
+    """Remove the whole cache and the results of tests."""
+    for folder in (paths.CACHE, paths.STATE / "results"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -54,7 +54,7 @@ def image_inputs(opts: BcvkInstallOpts) -> Inputs:
         digests["BOOTC_base"] = opts.base
         digests["base image"] = found.text("Id")[:12] if found else "not pulled yet"
     else:
-        digests |= base.base_inputs(opts.mirror).digests
+        digests |= base.base_inputs(opts.mirror or base.MIRROR).digests
     digests |= {f"option {name}": value for name, value in opts.labels().items()}
     return Inputs(digests)
 
@@ -93,7 +93,7 @@ def why_rebuild(opts: BcvkInstallOpts) -> list[str]:
 
 def _base_image(opts: BcvkInstallOpts) -> str:
     if not opts.base:
-        return base.build_base(opts.mirror)
+        return base.build_base(opts.mirror or base.MIRROR)
     if podman.find_image(opts.base) is None:
         with step(f"pull {opts.base}"):
             podman.podman("pull", "--quiet", opts.base, timeout=1800)
@@ -131,7 +131,7 @@ def build_image(opts: BcvkInstallOpts) -> BuiltImage:
             build_wheel(context)
         shutil.copy(paths.CHECKOUT / "packaging" / "install.sh", context)
         argv = ["build", "--isolation=chroot", "--pull=never", "--quiet", "--no-cache"]
-        argv += ["--network=none", "--format=oci", "--tag", opts.base_img]
+        argv += ["--network=host", "--format=oci", "--tag", opts.base_img]
         argv += ["--file", str(paths.CHECKOUT / "packaging" / "Containerfile")]
         argv += ["--build-arg", f"BASE={start}", "--build-arg", f"INITRD={opts.initrd}"]
         shown = {**opts.labels(), INPUTS_LABEL: canonical(dict(inputs.digests))}

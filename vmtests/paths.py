@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -18,8 +17,3 @@ STATE = CHECKOUT / ".bootc"
 CACHE = STATE / "cache"
 MACHINES = STATE / "machines"
 
-
-def results_folder() -> Path:
-    """Where results go: `TMT_LOG_DIR`, or a folder of the checkout."""
-    named = os.environ.get("TMT_LOG_DIR")
-    return Path(named) if named else STATE / "results"

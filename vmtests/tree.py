@@ -99,7 +99,7 @@ def _export(image: BuiltImage, folder: Path) -> None:
         tempfile.TemporaryDirectory(prefix="layout-", dir=folder) as scratch,
     ):
         layout = Path(scratch) / "oci"
-        target = ["--format=oci-dir", "--quiet", "--output", str(layout)]
+        target = ["--format=oci-dir", "--uncompressed", "--quiet", "--output", str(layout)]
         podman.podman("save", *target, image.name, timeout=600)
         _name_layout(layout)
         make_ext4(Path(scratch), folder / "layout.ext4", _tree_size(layout) + (32 << 20), "layout")

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What `nox -s tmt`, `tmt-full` and `interop` run: image → disk → machines → results.
+
+    python -m vmtests.main tmt [FILTER …]       the plans, with the options of the environment
+    python -m vmtests.main tmt-full [FILTER …]  the plans on every supported combination
+    python -m vmtests.main interop [FILTER …]   the plans by our runner and by tmt, compared
+
+Exit status, as tmt's: 0 all passed, 1 a test failed, 2 an error or our own infrastructure,
+3 nothing was run; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bootc.errors import BootcError
+from vmtests import constraints, dev, disk, image, machine, paths, report, runner, snapshot
+from vmtests import interop as interops
+from vmtests.axes import Initrd
+from vmtests.disk import BaseDisk
+from vmtests.image import BuiltImage
+from vmtests.machine import Machine
+from vmtests.options import BcvkInstallOpts
+from vmtests.plans import Plan, Start, load_plans, select_plans
+from vmtests.results import RunResult
+from vmtests.session import Session, open_session
+from vmtests.tell import answer, reported
+
+CONTEXT = {"distro": "debian-13", "running_env": "image_mode"}
+MEMORY = "memory"
+"""The cache of booted machines."""
+
+
+def results_folder(opts: BcvkInstallOpts) -> Path:
+    return paths.CHECKOUT / opts.log_dir
+
+
+class Provider:
+    """Machines for plans: from the booted-memory cache, or booted, as the plan says."""
+
+    def __init__(self, session: Session, base: BaseDisk, scratch: Path) -> None:
+        self.session = session
+        self.base = base
+        self.scratch = scratch
+
+    def __call__(self, plan: Plan) -> AbstractContextManager[Machine]:
+        return self._memory() if plan.start is Start.MEMORY else self._boot()
+
+    @contextmanager
+    def _memory(self) -> Iterator[Machine]:
+        where = self.scratch / "memory"
+        spec = dev.installed_spec(self.base, where, name="bootc-tmt", session=self.session)
+        # The cache makes its own overlays; its entries must stand on what stays.
+        disks = tuple(replace(one, path=self.base.path) for one in spec.disks)
+        spec = replace(spec, disks=disks)
+        cache = paths.CACHE / MEMORY
+        snapshot.prune_snapshots(cache)
+        with snapshot.booted_machine(
+            self.session.hypervisor(),
+            spec,
+            key=self.session.key,
+            cache=cache,
+            disk_key=self.base.key,
+            scratch=self.scratch / "restored",
+        ) as booted:
+            yield booted
+
+    @contextmanager
+    def _boot(self) -> Iterator[Machine]:
+        where = self.scratch / "booted"
+        spec = dev.installed_spec(self.base, where, name="bootc-tmt", session=self.session)
+        with machine.start_machine(self.session.hypervisor(), spec, key=self.session.key) as booted:
+            yield booted
+
+
+@contextmanager
+def _provider(opts: BcvkInstallOpts) -> Iterator[Provider]:
+    built = image.build_image(opts)
+    image.check_image(built, opts)
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(opts))
+        base = stack.enter_context(_disk(built, session))
+        scratch = paths.MACHINES / session.name
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield Provider(session, base, scratch)
+
+
+def _disk(built: BuiltImage, session: Session) -> AbstractContextManager[BaseDisk]:
+    return disk.installed_disk(built, session.opts, session.accel(), session.hypervisor)
+
+
+def run_tmt(opts: BcvkInstallOpts, filters: Sequence[str], out: Path) -> RunResult:
+    """The selected plans with `opts`, their reports in `out`."""
+    select_plans(load_plans(paths.CHECKOUT, CONTEXT), filters)  # before anything is built
+    with _provider(opts) as provide:
+        return runner.run_plans(filters, provide, out, root=paths.CHECKOUT, context=CONTEXT)
+
+
+def _tmt(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
+    out = results_folder(opts)
+    result = run_tmt(opts, filters, out)
+    answer(report.summary(result, out))
+    return result.exit_status
+
+
+def _combinations() -> Iterator[tuple[str, BcvkInstallOpts]]:
+    """Every supported combination with the small initrd, and the default with the other one."""
+    for one in constraints.legal_combinations():
+        settings = {axis: str(getattr(one, axis)) for axis in constraints.AXES}
+        try:
+            opts = BcvkInstallOpts.from_env(overrides=settings)
+        except BootcError:
+            continue  # legal, but not supported yet: `invoke variants` lists them
+        yield "-".join(settings.values()), opts
+    yield "dracut", BcvkInstallOpts.from_env(overrides={"initrd": str(Initrd.DRACUT)})
+
+
+def _tmt_full(_opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
+    worst, rows = 0, []
+    for name, opts in _combinations():
+        begin = time.monotonic()
+        out = results_folder(opts) / name
+        try:
+            result = run_tmt(opts, filters, out)
+            status, said = result.exit_status, report.summary(result, out).splitlines()[-1]
+        except BootcError as error:
+            status, said = 2, str(error)
+        worst = max(worst, status)
+        rows.append(f"{name:40} {status} {time.monotonic() - begin:6.1f} s  {said}")
+    answer("combination, exit status, time", *rows)
+    return worst
+
+
+def _interop(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
+    with _provider(opts) as provide:
+        compared = interops.compare_plans(
+            filters,
+            provide,
+            results_folder(opts) / "interop",
+            root=paths.CHECKOUT,
+            context=CONTEXT,
+            key=provide.session.key.private,
+        )
+    for name, results in compared.theirs.items():
+        answer(f"{name}: {len(results)} tests by tmt")
+    answer(*(compared.differences or ["the same outcomes, test by test"]))
+    return 1 if compared.differences else compared.ours.exit_status
+
+
+VERBS = {"tmt": _tmt, "tmt-full": _tmt_full, "interop": _interop}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vmtests.main", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument(
+        "filters", nargs="*", metavar="FILTER", help="part of a plan's or test's name"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        with reported():
+            return VERBS[arguments.verb](BcvkInstallOpts.from_env(), arguments.filters)
+    except SystemExit as stop:
+        # An error before or beside the plans is ours, not a test's.
+        return 2 if stop.code == 1 else int(stop.code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
