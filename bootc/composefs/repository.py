@@ -154,25 +154,20 @@ class Repository:
         metadata = Metadata(
             algorithm=algorithm, erofs_default=erofs_version, read_only_compatible=flags
         )
+        created = False
         try:
             os.mkdir(path, 0o700)
+            created = True
         except FileExistsError:
             pass
         except OSError as error:
             raise BootcError(f"cannot make the repository {path}: {error.strerror}") from error
-        with fs.open_directory(path) as fd:
-            try:
-                _write_metadata(fd, metadata, secure=secure)
-                os.fsync(fd)
-            except FileExistsError:
-                _check_same(fd, os.fspath(path), metadata)
-            except OSError as error:
-                if secure and fsverity.is_unsupported(error):
-                    raise BootcError(
-                        f"{path}: the file system has no fs-verity",
-                        hint="use ext4 with `tune2fs -O verity`, or btrfs, or --insecure",
-                    ) from error
-                raise BootcError(f"cannot write {path}/meta.json: {error.strerror}") from error
+        try:
+            _initialize(os.fspath(path), metadata, secure=secure)
+        except BaseException:
+            if created:
+                os.rmdir(path)
+            raise
         fs.sync_directory(os.path.dirname(os.path.abspath(path)))
         return cls.open(path)
 
@@ -434,6 +429,23 @@ def _walk_links(fd: int, folder: str) -> Iterator[tuple[str, str]]:
                 raise
             for below, target in _walk_links(fd, path):
                 yield f"{name}/{below}", target
+
+
+def _initialize(path: str, metadata: Metadata, *, secure: bool) -> None:
+    """Write meta.json, or check that the one there says the same."""
+    with fs.open_directory(path) as fd:
+        try:
+            _write_metadata(fd, metadata, secure=secure)
+            os.fsync(fd)
+        except FileExistsError:
+            _check_same(fd, path, metadata)
+        except OSError as error:
+            if secure and fsverity.is_unsupported(error):
+                raise BootcError(
+                    f"{path}: the file system has no fs-verity",
+                    hint="use ext4 with `tune2fs -O verity`, or btrfs, or --insecure",
+                ) from error
+            raise BootcError(f"cannot write {path}/meta.json: {error.strerror}") from error
 
 
 def _write_metadata(fd: int, metadata: Metadata, *, secure: bool) -> None:

@@ -112,7 +112,7 @@ class ProxySource:
     @contextmanager
     def _pipe(self, method: str, *args: str | int) -> Iterator[tuple[Reader, BinaryIO]]:
         self._send(method, *args)
-        reply, fds = self._receive(method)
+        reply, fds = self._receive(f"{method} of {self._reference}")
         if len(fds) != 1:
             for fd in fds:
                 os.close(fd)
@@ -133,7 +133,7 @@ class ProxySource:
 
     def _call(self, method: str, *args: str | int) -> Reader:
         self._send(method, *args)
-        reply, fds = self._receive(method)
+        reply, fds = self._receive(f"{method} of {self._reference}")
         for fd in fds:
             os.close(fd)
         return reply
@@ -160,7 +160,8 @@ class ProxySource:
                 raise BootcError(f"skopeo ended during {what}")
             reply = read_object(data, "skopeo")
             if not reply.boolean("success"):
-                raise BootcError(f"{what}: {reply.optional_text('error') or 'no reason given'}")
+                said = reply.optional_text("error") or "no reason given"
+                raise BootcError(f"skopeo: {what}: {said}")
         except BaseException:
             for fd in fds:
                 os.close(fd)
