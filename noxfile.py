@@ -40,7 +40,7 @@ def host(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Generated parts of the documentation are up to date."""
-    session.run("python", "-m", "vmtests.docs", *(session.posargs or ["--check"]))
+    session.run("python", "-m", "vmtests.explain", *(session.posargs or ["--check"]))
 
 
 @nox.session

@@ -8,11 +8,13 @@ Everything here is derived from `options` and `constraints`, and returns text. R
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bootc import jsonutil
 from bootc.errors import BootcError
+from vmtests import paths
 from vmtests.constraints import (
     AXES,
     NOT_YET,
@@ -231,5 +233,18 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def main(argv: Sequence[str]) -> int:
+    """Write the generated parts, or with `--check` fail when they are not what they should be."""
+    plan = plan_docs(paths.CHECKOUT)
+    stale = [path for path, text in plan.items() if not path.exists() or path.read_text() != text]
+    if list(argv) != ["--check"]:
+        apply_docs(plan)
+        return 0
+    for path in stale:
+        print(f"error: {path.name} is not up to date", file=sys.stderr)
+        print("hint: run ./dev nox -s docs -- --write and commit the result", file=sys.stderr)
+    return 1 if stale else 0
+
+
 if __name__ == "__main__":
-    apply_docs(plan_docs(Path(__file__).resolve().parent.parent))
+    sys.exit(main(sys.argv[1:]))
