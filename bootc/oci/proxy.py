@@ -117,18 +117,23 @@ class ProxySource:
             for fd in fds:
                 os.close(fd)
             raise BootcError(f"skopeo's answer to {method} has {len(fds)} pipes, expected one")
-        complete = False
+        ended = False
         try:
             with os.fdopen(fds[0], "rb", buffering=0) as pipe:
                 self._send("FinishPipe", reply.integer("pipeid"))
-                yield reply, pipe
-                complete = True
+                try:
+                    yield reply, pipe
+                except Exception:
+                    ended = not pipe.read(1)
+                    raise
+                ended = not pipe.read(1)
         finally:
-            # The pipe is closed by now: if we gave up half-way, skopeo's complaint is no news.
+            # If the data ended before we did, skopeo's complaint is the reason for whatever we
+            # stumbled over. If we gave up half-way, it complains about that, which is no news.
             try:
                 self._receive(f"{method} of {self._reference}")
             except BootcError:
-                if complete:
+                if ended:
                     raise
 
     def _call(self, method: str, *args: str | int) -> Reader:
