@@ -141,14 +141,22 @@ def _found(name: str, entry: bls.Entry, *, is_staged: bool) -> Found:
 class _Reader:
     """Makes the records of one machine."""
 
-    def __init__(self, booted: str, bootloader: Bootloader, root: str = paths.SYSROOT) -> None:
+    def __init__(
+        self,
+        booted: str,
+        bootloader: Bootloader,
+        root: str = paths.SYSROOT,
+        *,
+        staged_file: str = paths.STAGED,
+    ) -> None:
+        self._staged_file = staged_file
         self._booted = booted
         self._bootloader = bootloader
         self._root = root
 
     def read(self, found: list[Found], menu: list[str]) -> Host:
         """Sort the deployments into staged, booted, rollback and others."""
-        staged_mark = state.read_staged()
+        staged_mark = state.read_staged(self._staged_file)
         by_id = {item.deployment: item for item in reversed(found)}
         if self._booted not in by_id:
             cmdline = find_cmdline()

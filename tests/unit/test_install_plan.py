@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Install plans: what is decided, what is refused, the kernel command line, the source."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bootc.errors import BootcError
+from bootc.install import plan as plans
+from bootc.install import verbs
+from bootc.install.config import InstallConfig
+from bootc.install.image import ImageFacts
+from bootc.install.options import (
+    MIB,
+    BlockSetup,
+    DiskOptions,
+    FilesystemOptions,
+    InstallOptions,
+    RootFilesystem,
+)
+from bootc.install.plan import InstallPlan, TargetPlan
+from bootc.install.run import kernel_arguments
+from bootc.oci.model import this_platform
+from bootc.spec import Bootloader, ImageReference, Transport
+
+ID = "ab" * 64
+REFERENCE = ImageReference(image="/x:tag", transport=Transport.OCI)
+IMAGE = ImageFacts(
+    reference=REFERENCE,
+    digest="sha256:" + "0" * 64,
+    architecture=this_platform()[1],
+    labels=(),
+    download_size=143 * MIB,
+    disk_size=300 * MIB,
+)
+PLAN = InstallPlan(
+    image=IMAGE,
+    target_image=REFERENCE,
+    bootloader=Bootloader.SYSTEMD,
+    destination=TargetPlan(root="/mnt", esp_node=None, esp_mount="/mnt/boot", finalize=True),
+    root_kargs=("rw", "install=1"),
+    cli_kargs=("quiet", "console=ttyS0"),
+    karg_deletes=(),
+    allow_missing_verity=False,
+    root_ssh_authorized_keys=None,
+)
+EXT4 = InstallConfig(root_filesystem=RootFilesystem.EXT4)
+
+
+@pytest.fixture
+def bootctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name is on PATH."""
+    for name in ("bootctl", "sfdisk", "mkfs.fat", "mkfs.ext4"):
+        fake = tmp_path / name
+        fake.write_text("#!/bin/sh\nexit 1\n")
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_order_of_kernel_arguments() -> None:
+    args = kernel_arguments(PLAN, ID, ["console=ttyS0", "image=1"])
+    assert args == ["rw", "install=1", "quiet", "console=ttyS0", f"composefs={ID}", "image=1"]
+
+
+def test_deletions_spare_the_command_line() -> None:
+    plan = replace(PLAN, karg_deletes=("install", "image=1", "quiet"), allow_missing_verity=True)
+    args = kernel_arguments(plan, ID, ["image=1", "image=2"])
+    assert args == ["rw", "quiet", "console=ttyS0", f"composefs=?{ID}", "image=2"]
+
+
+def test_plan_for_people() -> None:
+    assert PLAN.describe() == (
+        "image oci:/x:tag (143 MiB to read)\n"
+        f"  digest {IMAGE.digest}\n"
+        "  updates come from oci:/x:tag\n"
+        "file system at /mnt\n"
+        "  ESP: mounted at /mnt/boot\n"
+        "boot loader systemd\n"
+        "kernel arguments rw install=1 quiet console=ttyS0 composefs=<digest>\n"
+    )
+
+
+PLAIN = InstallOptions()
+DISK = DiskOptions(device="/dev/null")
+
+
+def _refused(
+    *,
+    options: InstallOptions = PLAIN,
+    disk: DiskOptions = DISK,
+    config: InstallConfig = EXT4,
+    image: ImageFacts = IMAGE,
+) -> BootcError:
+    with pytest.raises(BootcError) as caught:
+        plans.plan_to_disk(options, disk, config, image)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_no_root_file_system_type() -> None:
+    error = _refused(config=InstallConfig())
+    assert "which root file system" in error.message
+    assert "--filesystem" in (error.hint or "")
+
+
+@pytest.mark.parametrize("loader", [Bootloader.GRUB, Bootloader.GRUB_CC, Bootloader.NONE])
+def test_other_boot_loaders(loader: Bootloader) -> None:
+    assert f"boot loader {loader}" in _refused(options=InstallOptions(bootloader=loader)).message
+    assert "cannot be installed yet" in _refused(config=replace(EXT4, bootloader=loader)).message
+
+
+def test_block_setup() -> None:
+    luks = DiskOptions(device="/dev/null", block_setup=BlockSetup.TPM2_LUKS)
+    assert "does not allow --block-setup tpm2-luks" in _refused(disk=luks).message
+    both = replace(EXT4, block=(BlockSetup.TPM2_LUKS, BlockSetup.DIRECT))
+    assert "cannot be done yet" in _refused(config=both).message
+
+
+def test_foreign_architecture() -> None:
+    error = _refused(image=replace(IMAGE, architecture="vax"))
+    assert "the image is for vax" in error.message
+
+
+def test_no_bootctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bootc.process.find_program", lambda name: None)
+    error = _refused()
+    assert error.message == "bootctl is not on PATH"
+    assert "systemd-boot" in (error.hint or "")
+
+
+@pytest.mark.usefixtures("bootctl")
+def test_not_a_disk() -> None:
+    assert "/dev/null is not a block device" in _refused().message
+
+
+@pytest.mark.usefixtures("bootctl")
+def test_target_must_be_a_mount_point(tmp_path: Path) -> None:
+    with pytest.raises(BootcError, match="is not the mount point"):
+        plans.plan_to_filesystem(
+            InstallOptions(), FilesystemOptions(root=str(tmp_path)), EXT4, IMAGE
+        )
+
+
+def test_free_space() -> None:
+    plans.check_free_space(IMAGE, 143 * MIB)
+    with pytest.raises(BootcError) as caught:
+        plans.check_free_space(IMAGE, 100 * MIB)
+    assert caught.value.message == (
+        "Insufficient free space for oci:/x:tag (available: 100 MiB required: 143 MiB)"
+    )
+
+
+def test_target_image() -> None:
+    named = InstallOptions(target_imgref="quay.io/x/y:1")
+    assert str(plans._target_image(named, IMAGE)) == "quay.io/x/y:1"
+    local = replace(named, target_transport="containers-storage")
+    assert plans._target_image(local, IMAGE).imgref == "containers-storage:quay.io/x/y:1"
+    assert plans._target_image(InstallOptions(), IMAGE) == REFERENCE
+
+
+CONTAINER = (
+    'engine="podman-5.4.2"\nname="x"\nid="1"\nimage="localhost/bootc:latest"\n'
+    'imageid="abc"\nrootless=0\n'
+)
+
+
+def test_source_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skopeo = tmp_path / "skopeo"
+    skopeo.write_text("#!/bin/sh\n")
+    skopeo.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    env = tmp_path / "containerenv"
+    env.write_text(CONTAINER)
+    assert verbs.read_container(str(env)) == ("abc", "localhost/bootc:latest")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("podman-", "docker-", "engine is 'docker-5.4.2', not podman"),
+        ("rootless=0", "rootless=1", "rootless"),
+        ('imageid="abc"', 'imageid=""', "names no image"),
+    ],
+)
+def test_containers_that_are_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    env = tmp_path / "containerenv"
+    env.write_text(CONTAINER.replace(old, new))
+    with pytest.raises(BootcError, match=problem):
+        verbs.read_container(str(env))
+
+
+def test_no_container_and_no_source(tmp_path: Path) -> None:
+    with pytest.raises(BootcError, match="not a container") as caught:
+        verbs.read_container(str(tmp_path / "missing"))
+    assert "--source-imgref" in (caught.value.hint or "")
