@@ -18,9 +18,9 @@ _WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
 def load(text: str) -> Any:
     """The value of one document."""
     lines = [
-        (number, len(line) - len(line.lstrip(" ")), line.strip())
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and line.strip() != "---" and not line.lstrip().startswith("#")
+        (number, len(line) - len(line.lstrip(" ")), line.strip(" "))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip(" ") and line.strip(" ") != "---" and not line.lstrip().startswith("#")
     ]
     if not lines:
         return None
