@@ -182,6 +182,8 @@ class _Waiting:
     progress: Progress
     console: ConsoleFile
     not_before: str | None = None
+    looked: float = field(default_factory=time.monotonic)
+    prompt_spent: float = 0.0
 
     def stuck(self, *, doom: Doom | None = None, detail: str = "") -> MachineStuck:
         now = time.monotonic()
@@ -194,6 +196,7 @@ class _Waiting:
             doom=doom,
             detail=detail,
             log=self.machine.console,
+            speed=readiness.host_speed(),
         )
 
     def check_health(self) -> None:
@@ -211,10 +214,15 @@ class _Waiting:
 
     def check_limit(self) -> None:
         limits, stage = self.machine.limits, self.progress.stage
-        if self.progress.stuck_for() > limits[stage]:
+        now = time.monotonic()
+        waited, speed = now - self.looked, readiness.host_speed()
+        self.looked = now
+        self.progress.spend(waited, speed)
+        if self.console.reader.prompt:
+            self.prompt_spent += waited * speed
+        if self.progress.spent > limits[stage]:
             raise self.stuck()
-        prompt = self.console.reader.prompt_at
-        if stage is Stage.USERSPACE and prompt and time.monotonic() - prompt > limits[Stage.SSHD]:
+        if stage is Stage.USERSPACE and self.prompt_spent > limits[Stage.SSHD]:
             raise self.stuck(
                 detail="it shows a login prompt, but no sshd answers: is one enabled,"
                 " and does the guest ask for an address by DHCP?"
@@ -265,7 +273,7 @@ class _Waiting:
             _log.info("%s: %s", self.machine.name, stage)
 
     def patience(self) -> float:
-        return max(3.0, self.machine.limits[self.progress.stage] - self.progress.stuck_for())
+        return max(3.0, (self.machine.limits[self.progress.stage] - self.progress.spent))
 
 
 def _qemu_log(root: Path, name: str) -> str:

@@ -17,11 +17,13 @@ stages (a kernel that is loaded directly shows no firmware):
 TCG), `systemd.show_status=1` for the greeting and for the unit that a hang is waiting for.
 
 A failure that cannot heal is recognised at once: a kernel panic, an emergency shell, firmware that
-finds nothing (allowed) to boot, and the end of QEMU. Otherwise each stage has a limit of its own.
+finds nothing (allowed) to boot, and the end of QEMU. Otherwise each stage has a limit of its own,
+whose clock goes slower while the host has more work than CPUs (`host_speed`).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -100,6 +102,7 @@ class MachineStuck(BootcError):
         doom: Doom | None = None,
         detail: str = "",
         log: Path | None = None,
+        speed: float = 1.0,
     ) -> None:
         self.stage = stage
         self.seconds = seconds
@@ -108,6 +111,8 @@ class MachineStuck(BootcError):
         said = f"stuck in {stage} for {seconds:.0f} s"
         if doom is not None:
             said = f"{doom} (in stage {stage}, after {seconds:.1f} s)"
+        if speed < 0.7:
+            said += f" (this host is busy: a machine gets {speed:.0%} of the CPU it wants)"
         text = f"{name}: {said}{': ' + detail if detail else ''}"
         if console:
             text += "\nlast lines of its console:\n" + _indent(console)
@@ -186,8 +191,8 @@ class ConsoleReader:
     stage: Stage = Stage.PROCESS
     doom: Doom | None = None
     doom_line: str = ""
-    prompt_at: float | None = None
-    """When a login prompt was seen (`time.monotonic()`)."""
+    prompt: bool = False
+    """Whether a login prompt was seen."""
     _partial: str = ""
 
     def feed(self, text: str) -> None:
@@ -201,8 +206,7 @@ class ConsoleReader:
             if self.doom is None and pattern.search(line):
                 self.doom = doom
                 self.doom_line = line.strip()
-        if self.prompt_at is None and line.endswith("login: "):
-            self.prompt_at = time.monotonic()
+        self.prompt = self.prompt or line.endswith("login: ")
         for stage, pattern in _SIGNS:
             if stage.rank <= self.stage.rank:
                 return
@@ -221,6 +225,8 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     stage: Stage = Stage.PROCESS
     since: float = 0.0
+    spent: float = 0.0
+    """How much of the stage's limit is used up: seconds, fewer on a host that is busy elsewhere."""
     times: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -233,11 +239,25 @@ class Progress:
             return False
         self.since = time.monotonic() if now is None else now
         self.stage = stage
+        self.spent = 0.0
         self.times[stage.value] = round(self.since - self.began, 3)
         return True
 
+    def spend(self, seconds: float, speed: float) -> None:
+        """Count `seconds` of waiting, in which the machine got `speed` (0 to 1) of a CPU."""
+        self.spent += seconds * speed
+
     def stuck_for(self, now: float | None = None) -> float:
         return (time.monotonic() if now is None else now) - self.since
+
+
+def host_speed() -> float:
+    """The share of the CPUs' time that a machine gets at the host's present load, 0 to 1.
+
+    A limit is meant for a host of our own: with five times more work than CPUs, a boot that takes
+    five times as long is not stuck.
+    """
+    return min(1.0, len(os.sched_getaffinity(0)) / max(os.getloadavg()[0], 0.1))
 
 
 def last_lines(console: Path, count: int = CONSOLE_LINES) -> str:

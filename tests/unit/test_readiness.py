@@ -79,7 +79,7 @@ def test_login_prompt_is_seen_without_its_newline() -> None:
     reader = ConsoleReader()
     reader.feed("\r\nvm login: ")
     assert reader.stage is Stage.USERSPACE
-    assert reader.prompt_at is not None
+    assert reader.prompt
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,14 @@ def test_last_lines_of_a_console_that_is_not_there(tmp_path: Path) -> None:
 def test_every_stage_has_a_limit_and_all_scale() -> None:
     assert set(LIMITS) == set(Stage)
     assert limits(2.0)[Stage.INITRD] == 2 * LIMITS[Stage.INITRD]
+
+
+def test_a_busy_host_makes_the_limit_last_longer() -> None:
+    progress = Progress(began=0.0)
+    progress.spend(10.0, 0.2)
+    assert progress.spent == pytest.approx(2.0)
+    progress.reach(Stage.KERNEL, 10.0)
+    assert progress.spent == 0.0
+    busy = str(MachineStuck("m", Stage.KERNEL, 9.0, "", speed=0.2))
+    assert "busy" in busy
+    assert "20%" in busy
