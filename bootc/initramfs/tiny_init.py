@@ -90,7 +90,7 @@ class Modules:
             self.load(needed)
         fd = os.open(f"{self._folder}/{name}.ko", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            libc.finit_module(fd, self._parameters(name))
+            libc.finit_module(fd, self.parameters(name))
         except FileExistsError:
             return
         except OSError as error:
@@ -103,7 +103,8 @@ class Modules:
         for name in self._at_start:
             self.load(name)
 
-    def _parameters(self, name: str) -> str:
+    def parameters(self, name: str) -> str:
+        """What the command line gives the module `name`."""
         start = f"{name}."
         return " ".join(word[len(start) :] for word in self._words if word.startswith(start))
 

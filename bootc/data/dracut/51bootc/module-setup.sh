@@ -26,6 +26,10 @@ install() {
         exit 1
     fi
     if dracut_module_included "systemd"; then
+        # The journal opens it only to seal, which no initrd does, and it is half a megabyte.
+        if ! ldd "$systemdutildir/systemd-journald" | grep -q libgcrypt; then
+            rm -f "$initdir"/usr/lib*/libgcrypt.so* "$initdir"/usr/lib/*/libgcrypt.so*
+        fi
         inst_simple "$systemdsystemunitdir/bootc-root-setup.service"
         $SYSTEMCTL -q --root "$initdir" add-requires initrd-root-fs.target bootc-root-setup.service
     else
