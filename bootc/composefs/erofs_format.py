@@ -62,6 +62,9 @@ CHUNK_BASED = 8
 CHUNK_BITS_MAX = 43
 CHUNKS_MAX = 1024
 NAME_MAX = 255
+# Longer ones can't be placed in a V2 image so that the kernel reads them.
+V2_INLINE_MAX = 512
+V2_SYMLINK_MAX = 1024
 SHARED_MAX = 128
 XATTR_ROOM = 12 + 4 * (0xFFFF - 1)
 

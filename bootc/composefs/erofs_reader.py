@@ -32,6 +32,8 @@ from bootc.composefs.erofs_format import (
     OVERLAY,
     REDIRECT,
     STUBS,
+    V2_INLINE_MAX,
+    V2_SYMLINK_MAX,
     WHITEOUT_MARKS,
     WHITEOUTS_MARKS,
     FormatVersion,
@@ -54,8 +56,6 @@ from bootc.composefs.tree import (
 
 DEPTH_MAX = 2048
 SYMLINK_MAX = 4095
-V2_INLINE_MAX = 512
-V2_SYMLINK_MAX = 1024
 
 _STUBS = frozenset(STUBS)
 _DIRECTORY = FILE_TYPE[st.S_IFDIR]

@@ -42,6 +42,8 @@ from bootc.composefs.erofs_format import (
     SLOT,
     SUPERBLOCK,
     SUPERBLOCK_AT,
+    V2_INLINE_MAX,
+    V2_SYMLINK_MAX,
     WHITEOUT_MARKS,
     WHITEOUTS_MARKS,
     FormatVersion,
@@ -181,6 +183,7 @@ class _Image:
             mode = st.S_IFREG | (stat.mode & 0o7777)
         self.table.add(stat.xattrs, extra)
         if isinstance(content, Inline):
+            self._check_v2(len(content.data), V2_INLINE_MAX)
             self.data[index] = content.data
             blocks, tail = divmod(len(content.data), BLOCK)
             if self.epoch == 1 and tail > BLOCK // 2:
@@ -189,6 +192,7 @@ class _Image:
             self._append(mode, links, len(content.data), layout, tail)
             self.shape.blocks[-1] = blocks
         elif isinstance(content, Symlink):
+            self._check_v2(len(content.target), V2_SYMLINK_MAX)
             self.data[index] = content.target
             size = len(content.target)
             self._append(mode, links, size, FLAT_INLINE, size)
@@ -199,6 +203,13 @@ class _Image:
                 if not 0 <= content.rdev <= _U32:
                     raise BootcError(f"the device number {content.rdev:#x} has more than 32 bits")
                 self.extras[-1] = content.rdev
+
+    def _check_v2(self, size: int, limit: int) -> None:
+        if self.epoch == 2 and size > limit:
+            raise BootcError(
+                f"contents of {size} bytes in a V2 image, which takes {limit}",
+                hint="store the content as an object, or write the image as V1",
+            )
 
     def _find_compact(self) -> list[bool]:
         """Which inodes are compact. Sets `oldest`, the time that these have."""

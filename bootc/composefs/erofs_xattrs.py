@@ -113,7 +113,7 @@ class AttributeTable:
             if self._epoch == 2:
                 names = list(escape(dict.fromkeys(sorted(xattrs), b"")))
             entries = [encode_entry(name, values[name], self._epoch) for name in names]
-            if any(split_name(name, self._epoch)[0] in (2, 3) for name in names):
+            if not {PREFIXES[2], PREFIXES[3]}.isdisjoint(names):
                 self.has_acl = True
             group = self._groups[key] = _Group(names, entries, self._epoch)
         return group

@@ -170,3 +170,21 @@ def test_erofs_object_paths() -> None:
     assert parse_object_path(b"5A/" + b"5A" * 63) == b"\x5a" * 64
     for bad in (b"", b"5a" * 32, b"5/a" + b"5a" * 31, b"5a/" + b" a" * 31, b"x5a/" + b"5a" * 31):
         assert parse_object_path(bad) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("access", 1), ("default", 1), ("accessX", 0), ("", 0)], ids=str
+)
+def test_erofs_acl_flag(name: str, flag: int) -> None:
+    root = Directory(Stat(xattrs={b"system.posix_acl_" + name.encode(): b"x"}))
+    assert write_image(root)[8] == flag
+    assert write_image(root, version=V2)[8] == 0
+
+
+def test_erofs_v2_refuses_what_the_kernel_could_not_read() -> None:
+    for content in (Inline(bytes(513)), Symlink(b"t" * 1025)):
+        root = tree(leaf=content)
+        write_image(root)
+        with pytest.raises(BootcError, match="V2") as caught:
+            write_image(root, version=V2)
+        assert caught.value.hint is not None
