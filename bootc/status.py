@@ -20,7 +20,7 @@ import os
 from dataclasses import dataclass
 
 from bootc import paths
-from bootc.boot import bls, entries, esp, kargs, systemd_boot
+from bootc.boot import bls, entries, esp, kargs, loader_info
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
 from bootc.deploy import state
@@ -72,7 +72,7 @@ def read_host(*, booted_only: bool = False) -> Host:
             f"nothing is mounted at {paths.SYSROOT}", hint="the initrd should have done that"
         )
     found, menu = _read_boot_entries(sysroot)
-    host = _Reader(booted, systemd_boot.detect()).read(found, menu)
+    host = _Reader(booted, loader_info.detect()).read(found, menu)
     status = host.status
     usr = blockdev.find_mount("/usr", mounts)
     return Host(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bootc.boot.systemd_boot import read_loader_variable
+from bootc.boot.loader_info import read_loader_variable
 from bootc.errors import BootcError, FormatError
 from bootc.linux import blockdev, newmount
 

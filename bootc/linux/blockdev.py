@@ -22,7 +22,6 @@ import os
 import stat
 import struct
 import time
-import uuid
 import zlib
 from dataclasses import dataclass
 
@@ -174,14 +173,20 @@ def _parse_gpt(fd: int, sector: int, source: str) -> list[GptPartition] | None:
             found.append(
                 GptPartition(
                     number=index + 1,
-                    type=str(uuid.UUID(bytes_le=kind)),
-                    uuid=str(uuid.UUID(bytes_le=own)),
+                    type=_guid(kind),
+                    uuid=_guid(own),
                     start=first * sector,
                     size=(last - first + 1) * sector,
                     name=name.decode("utf-16-le", "replace").split("\0", 1)[0],
                 )
             )
     return found
+
+
+def _guid(raw: bytes) -> str:
+    """The text form; the first three groups are stored little endian."""
+    first, second, third = struct.unpack_from("<IHH", raw)
+    return f"{first:08x}-{second:04x}-{third:04x}-{raw[8:10].hex()}-{raw[10:].hex()}"
 
 
 def disk_of(device: str) -> str | None:

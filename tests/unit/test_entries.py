@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bootc.boot import bls, entries
+from bootc.boot import bls, entries, loader_info
 from bootc.boot.entries import OsRelease, Rank
 from bootc.errors import FormatError
+from bootc.spec import Bootloader
 
 ID = "0f" * 64
 OTHER = "1e" * 64
@@ -80,3 +81,21 @@ def test_read_entries_in_menu_order_and_only_ours(tmp_path: Path) -> None:
         os.close(fd)
     assert [entries.deployment_of(entry, name).digest for name, entry in found] == [ID, OTHER]
     assert all(entries.deployment_of(entry, name).insecure for name, entry in found)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ("systemd-boot 257.9-1~deb13u1", Bootloader.SYSTEMD),
+        ("GRUB CC 2.12", Bootloader.GRUB_CC),
+        ("GRUB 2.12", Bootloader.GRUB),
+        (None, Bootloader.GRUB),
+    ],
+)
+def test_boot_loader_by_its_variable(
+    tmp_path: Path, info: str | None, expected: Bootloader
+) -> None:
+    if info is not None:
+        file = tmp_path / "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+        file.write_bytes(b"\6\0\0\0" + info.encode("utf-16-le") + b"\0\0")
+    assert loader_info.detect(str(tmp_path)) is expected
