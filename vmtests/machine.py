@@ -24,7 +24,7 @@ from vmtests import readiness, ssh
 from vmtests.domain import NETDEV, Accel, MachineSpec, domain_xml
 from vmtests.hypervisor import Domain, Hypervisor
 from vmtests.lease import Lease
-from vmtests.readiness import ConsoleFile, Doom, MachineStuck, Progress, Stage
+from vmtests.readiness import ConsoleFile, ConsoleReader, Doom, MachineStuck, Progress, Stage
 from vmtests.ssh import Answer, Guest, GuestGone, KeyPair, OnOutput
 
 _log = logging.getLogger(__name__)
@@ -122,19 +122,19 @@ class Machine:
 
     def wait_rebooted(self) -> dict[str, float]:
         """Wait until the machine is up with another boot than `identity`; returns the timings."""
-        before = self.identity
         size = self.console.stat().st_size if self.console.exists() else 0
+        console = ConsoleFile(self.console, size, ConsoleReader(shutting_down=True))
         progress = Progress()
-        waiting = _Waiting(
-            self, progress, ConsoleFile(self.console, size), not_before=before or None
-        )
-        limit = self._limit(Stage.USERSPACE)
-        while self._guest is not None and self._guest.is_alive():
+        waiting = _Waiting(self, progress, console, not_before=self.identity or None)
+        # A guest that reboots may never close its connections: the console tells as well.
+        while self._guest is not None and self._guest.is_alive() and console.reader.shutting_down:
             waiting.check_health()
-            if time.monotonic() - progress.began > limit:
-                raise waiting.stuck(detail="it did not shut down")
+            waiting.spend()
+            if progress.spent > self._limit(Stage.USERSPACE):
+                raise waiting.stuck(doing="shutdown")
             time.sleep(_POLL)
         self.log_out()
+        progress.spent = 0.0
         progress.since = time.monotonic()
         waiting.until_ready()
         return progress.times
@@ -185,7 +185,9 @@ class _Waiting:
     looked: float = field(default_factory=time.monotonic)
     prompt_spent: float = 0.0
 
-    def stuck(self, *, doom: Doom | None = None, detail: str = "") -> MachineStuck:
+    def stuck(
+        self, *, doom: Doom | None = None, detail: str = "", doing: str | None = None
+    ) -> MachineStuck:
         now = time.monotonic()
         total = now - self.progress.began
         return MachineStuck(
@@ -197,6 +199,7 @@ class _Waiting:
             detail=detail,
             log=self.machine.console,
             speed=readiness.host_speed(),
+            doing=doing,
         )
 
     def check_health(self) -> None:
@@ -212,14 +215,17 @@ class _Waiting:
             said = _qemu_log(self.machine.root, self.machine.name)
             raise self.stuck(doom=Doom.DEAD, detail=said)
 
-    def check_limit(self) -> None:
-        limits, stage = self.machine.limits, self.progress.stage
+    def spend(self) -> None:
         now = time.monotonic()
         waited, speed = now - self.looked, readiness.host_speed()
         self.looked = now
         self.progress.spend(waited, speed)
         if self.console.reader.prompt:
             self.prompt_spent += waited * speed
+
+    def check_limit(self) -> None:
+        self.spend()
+        limits, stage = self.machine.limits, self.progress.stage
         if self.progress.spent > limits[stage]:
             raise self.stuck()
         if stage is Stage.USERSPACE and self.prompt_spent > limits[Stage.SSHD]:

@@ -103,12 +103,13 @@ class MachineStuck(BootcError):
         detail: str = "",
         log: Path | None = None,
         speed: float = 1.0,
+        doing: str | None = None,
     ) -> None:
         self.stage = stage
         self.seconds = seconds
         self.console = console
         self.doom = doom
-        said = f"stuck in {stage} for {seconds:.0f} s"
+        said = f"stuck in {doing or stage} for {seconds:.0f} s"
         if doom is not None:
             said = f"{doom} (in stage {stage}, after {seconds:.1f} s)"
         if speed < 0.7:
@@ -157,6 +158,8 @@ _SIGNS: tuple[tuple[Stage, re.Pattern[str]], ...] = (
     (Stage.FIRMWARE, re.compile(r"BdsDxe: |systemd-boot|GNU GRUB|SeaBIOS|iPXE|boot\.c:")),
 )
 
+_RESTARTED = re.compile(r"Linux version \d|BdsDxe: |systemd-boot|GNU GRUB|^Welcome to ")
+
 _DOOMS: tuple[tuple[Doom, re.Pattern[str]], ...] = (
     (Doom.PANIC, re.compile(r"Kernel panic - not syncing")),
     (
@@ -193,6 +196,9 @@ class ConsoleReader:
     doom_line: str = ""
     prompt: bool = False
     """Whether a login prompt was seen."""
+    shutting_down: bool = False
+    """Given as True when the machine still runs its old boot: until the new one begins, no line
+    counts as a stage."""
     _partial: str = ""
 
     def feed(self, text: str) -> None:
@@ -206,6 +212,10 @@ class ConsoleReader:
             if self.doom is None and pattern.search(line):
                 self.doom = doom
                 self.doom_line = line.strip()
+        if self.shutting_down:
+            if not _RESTARTED.search(line):
+                return
+            self.shutting_down = False
         self.prompt = self.prompt or line.endswith("login: ")
         for stage, pattern in _SIGNS:
             if stage.rank <= self.stage.rank:

@@ -179,3 +179,15 @@ def test_a_busy_host_makes_the_limit_last_longer() -> None:
     busy = str(MachineStuck("m", Stage.KERNEL, 9.0, "", speed=0.2))
     assert "busy" in busy
     assert "20%" in busy
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_while_shutting_down_only_a_new_boot_counts(size: int) -> None:
+    reader = ConsoleReader(shutting_down=True)
+    text = "[  OK  ] Stopped ssh\r\nvm login: [   93.100000] reboot: Restarting system\r\n"
+    for start in range(0, len(text), size):
+        reader.feed(text[start : start + size])
+    assert (reader.stage, reader.prompt) == (Stage.PROCESS, False)
+    reader.feed(DIRECT[:100])
+    assert not reader.shutting_down
+    assert reader.stage == Stage.KERNEL
