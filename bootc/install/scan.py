@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """A look for a kernel in the layers of an image, before the disk is touched.
 
-Only headers of the tar are read (see `bootc.oci.tarstream` for the format); what compresses the
-layer must be undone, so this is for images that nobody has labelled as bootable. Names of kernels
-are short, so extended headers don't matter.
+Only headers of the tar are read (see `bootc.oci.tarstream` for the format). What compresses a layer
+must be undone, so this is for images that nobody has labelled as bootable, and for those where it
+costs nothing. Names of kernels are short, so extended headers don't matter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ from bootc.errors import BootcError, FormatError
 from bootc.install.image import NO_KERNEL, NO_KERNEL_HINT
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import Compression, layer_compression, read_manifest
+from bootc.spec import ImageReference, Transport
 
 _KERNEL = re.compile(rb"(?:\./|/)?usr/lib/modules/[^/]+/vmlinuz|(?:\./|/)?boot/EFI/Linux/.+\.efi")
 _BLOCK = 512
 _CHUNK = 1 << 20
+
+
+def is_cheap_to_scan(reference: ImageReference, source: ImageSource) -> bool:
+    """Whether all layers are plain files that one can seek in."""
+    layers = read_manifest(source.manifest, source.manifest_digest).layers
+    return reference.transport is Transport.OCI and all(
+        layer_compression(layer.media_type) is Compression.NONE for layer in layers
+    )
 
 
 def need_kernel(source: ImageSource) -> None:

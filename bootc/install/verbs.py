@@ -21,7 +21,7 @@ from bootc.install.image import ImageFacts, read_facts
 from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions, show_size
 from bootc.install.plan import InstallPlan, plan_to_disk, plan_to_filesystem
 from bootc.install.run import apply_install
-from bootc.install.scan import need_kernel
+from bootc.install.scan import is_cheap_to_scan, need_kernel
 from bootc.log import step
 from bootc.oci.layout import ImageSource, open_source
 from bootc.spec import ImageReference, Transport, parse_imgref
@@ -50,7 +50,7 @@ def _install(options: InstallOptions, make_plan: Planner) -> str:
     with open_source(reference.imgref) as source:
         facts = read_facts(shown, source.manifest_digest, source.manifest, source.config)
         plan = make_plan(load_config(), facts)
-        if not facts.is_labelled_bootable:
+        if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
             with step("look for a kernel in the image"):
                 need_kernel(source)
         if options.dry_run:

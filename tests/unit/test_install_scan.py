@@ -3,14 +3,17 @@
 
 import gzip
 import io
+from pathlib import Path
 
 import pytest
 import zstandard
 
-from bootc.errors import FormatError
-from bootc.install.scan import has_kernel
+from bootc.errors import BootcError, FormatError
+from bootc.install.scan import has_kernel, is_cheap_to_scan, need_kernel
+from bootc.oci.layout import open_source
 from bootc.oci.model import Compression
-from tests.ocibuild import END, folder, header, member
+from bootc.spec import ImageReference, Transport
+from tests.ocibuild import END, folder, header, member, write_layout
 
 KERNEL = b"usr/lib/modules/6.12.107+deb13-cloud-amd64/vmlinuz"
 NOISE = (
@@ -68,3 +71,18 @@ def test_rubbish() -> None:
         has_kernel(io.BytesIO(b"x" * 4096), Compression.NONE, "layer")
     with pytest.raises(FormatError, match="is not gzip"):
         has_kernel(io.BytesIO(b"x" * 4096), Compression.GZIP, "layer")
+
+
+@pytest.mark.parametrize("how", ["none", "gzip"])
+def test_layers_of_an_image(tmp_path: Path, how: str) -> None:
+    with_kernel, without = NOISE + member(KERNEL, b"k") + END, NOISE + END
+    good = write_layout(tmp_path / "good", [with_kernel, without], how=how)
+    bad = write_layout(tmp_path / "bad", [without, without], how=how)
+    local = ImageReference(image="x", transport=Transport.OCI)
+    with open_source(good) as source:
+        need_kernel(source)
+        assert is_cheap_to_scan(local, source) is (how == "none")
+        remote = ImageReference(image="x", transport=Transport.REGISTRY)
+        assert not is_cheap_to_scan(remote, source)
+    with open_source(bad) as source, pytest.raises(BootcError, match="has no kernel"):
+        need_kernel(source)
