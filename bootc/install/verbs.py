@@ -28,7 +28,7 @@ from bootc.spec import ImageReference, Transport, parse_imgref
 
 _log = logging.getLogger(__name__)
 CONTAINER_ENV = "/run/.containerenv"
-_PROGRESS_EVERY = 2.0
+_PROGRESS_EVERY = 5.0
 
 Planner = Callable[[InstallConfig, ImageFacts], InstallPlan]
 
@@ -67,7 +67,7 @@ def _apply(plan: InstallPlan, source: ImageSource) -> str:
 
 
 def progress_reporter(total: int) -> OnProgress:
-    """Says every two seconds how many of the `total` bytes of the layers are read."""
+    """Says every few seconds how many of the `total` bytes of the layers are read."""
     last = time.monotonic()
     fetched: dict[str, int] = {}
 
