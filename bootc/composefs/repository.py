@@ -169,7 +169,14 @@ class Repository:
                 os.rmdir(path)
             raise
         fs.sync_directory(os.path.dirname(os.path.abspath(path)))
-        return cls.open(path)
+        repo = cls.open(path)
+        if secure and not repo.secure:
+            repo.close()
+            raise BootcError(
+                f"{path} is already a repository, and an insecure one",
+                hint="ask for an insecure one, or remove meta.json to make it anew",
+            )
+        return repo
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:

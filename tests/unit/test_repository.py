@@ -47,6 +47,8 @@ def test_repository_init_twice_is_fine_but_not_as_another_kind(where: Path) -> N
         pass
     with pytest.raises(BootcError, match="fsverity-sha256-12"):
         Repository.init(where, algorithm=Algorithm.SHA512, secure=False)
+    with pytest.raises(BootcError, match="insecure one"):
+        Repository.init(where, algorithm=Algorithm.SHA256, secure=True)
 
 
 def test_repository_that_cannot_be_secure_leaves_nothing() -> None:
