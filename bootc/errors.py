@@ -11,7 +11,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-
 _SHOWN = 240
 """Characters of a failed command that its message shows."""
 

@@ -16,4 +16,3 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 STATE = CHECKOUT / ".bootc"
 CACHE = STATE / "cache"
 MACHINES = STATE / "machines"
-

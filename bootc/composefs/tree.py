@@ -27,9 +27,7 @@ class Stat:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
     def copy(self) -> Stat:
-        return Stat(
-            self.mode, self.uid, self.gid, self.mtime, self.mtime_nsec, dict(self.xattrs)
-        )
+        return Stat(self.mode, self.uid, self.gid, self.mtime, self.mtime_nsec, dict(self.xattrs))
 
 
 @dataclass(frozen=True, slots=True)
