@@ -189,8 +189,9 @@ def find_qemu(folder: Path, name: str) -> Process | None:
 
 
 def end_process(process: Process, *, patience: float = 5.0) -> None:
-    """End `process`: a request, then force. Returns when it is gone."""
-    for number, limit in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
+    """End `process`: a request, then (at once with no `patience`) force. Returns when it is gone."""
+    attempts = [(signal.SIGTERM, patience), (signal.SIGKILL, 10.0)]
+    for number, limit in attempts if patience > 0 else attempts[1:]:
         deadline = time.monotonic() + limit
         while process.is_alive():
             if time.monotonic() > deadline:
@@ -199,7 +200,7 @@ def end_process(process: Process, *, patience: float = 5.0) -> None:
                 os.kill(process.pid, number)
             except ProcessLookupError:
                 return
-            time.sleep(0.05)
+            time.sleep(0.02)
         else:
             return
     raise BootcError(

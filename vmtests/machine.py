@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,10 +30,8 @@ from vmtests.ssh import Answer, Guest, GuestGone, KeyPair, OnOutput
 
 _log = logging.getLogger(__name__)
 
-_IDENTITY = (
-    "cat /proc/sys/kernel/random/boot_id;"
-    " systemctl show --property=SoftRebootsCount --value 2>/dev/null || true"
-)
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_IDENTITY = f"{BOOT_ID}; systemctl show --property=SoftRebootsCount --value 2>/dev/null || true"
 _POLL = 0.1
 
 
@@ -105,9 +104,16 @@ class Machine:
             self._guest.close()
             self._guest = None
 
-    def read_identity(self, first: str = "") -> str:
-        """Ask the guest which boot this is; `first` is shell text to run before, in the same go."""
-        return self.run(f"{first}{_IDENTITY}").stdout.strip()
+    def log_in(self, opened: socket.socket, *, timeout: float) -> None:
+        """Make `opened`, on which sshd answered, this machine's login."""
+        self.log_out()
+        if self.lease.key is None:
+            raise BootcError(f"{self.name} was started without an SSH key")
+        self._guest = ssh.connect(self.port, self.lease.key, timeout=timeout, opened=opened)
+
+    def read_identity(self, *, timeout: float = 60.0) -> str:
+        """Ask the guest which boot this is."""
+        return self.run(_IDENTITY, timeout=timeout).stdout.strip()
 
     def reboot(self, command: str = "systemctl reboot") -> dict[str, float]:
         """Run `command`, which makes the machine boot again, and wait until it did.
@@ -236,32 +242,31 @@ class _Waiting:
 
     def until_ready(self) -> None:
         """Return when the first command has run; raises `MachineStuck`."""
-        # A connection must not hold up the look at the console: it gets one second at a time,
-        # and only when the guest can be far enough to answer.
-        last_try = 0.0
-        while True:
-            self.check_health()
-            self.check_limit()
-            now = time.monotonic()
-            early = self.progress.stage.rank < Stage.USERSPACE.rank
-            if now - last_try >= (2.0 if early else 0.2) and self.try_login():
-                return
-            last_try = now
-            time.sleep(_POLL)
-
-    def try_login(self) -> bool:
-        machine = self.machine
-        if machine.lease.key is None:
-            return self.progress.stage.rank >= Stage.USERSPACE.rank
-        if self.progress.stage.rank < Stage.SSHD.rank:
-            if ssh.read_banner(machine.port, 1.0) is None:
-                return False
-            self.reach(Stage.SSHD)
+        key, port = self.machine.lease.key, self.machine.lease.port
+        door = None if key is None or port is None else ssh.Door(port)
         try:
-            guest = ssh.connect(machine.port, machine.lease.key, timeout=self.patience())
-            machine._guest = guest
+            while True:
+                self.check_health()
+                self.check_limit()
+                if door is None:
+                    if self.progress.stage.rank >= Stage.USERSPACE.rank:
+                        return
+                    time.sleep(_POLL)
+                    continue
+                opened = door.poll(_POLL)
+                if opened is not None and self.try_login(opened):
+                    return
+        finally:
+            if door is not None:
+                door.close()
+
+    def try_login(self, opened: socket.socket) -> bool:
+        machine = self.machine
+        self.reach(Stage.SSHD)
+        try:
+            machine.log_in(opened, timeout=self.patience())
             self.reach(Stage.LOGIN)
-            identity = guest.run(_IDENTITY, timeout=self.patience()).stdout.strip()
+            identity = machine.read_identity(timeout=self.patience())
         except BootcError as error:
             _log.debug("%s: %s", machine.name, error)
             machine.log_out()
@@ -379,8 +384,13 @@ def claim_name(hypervisor: Hypervisor, name: str) -> None:
 
 
 def end(hypervisor: Hypervisor, machine: Machine) -> None:
-    """End the machine by its name: also when its start was interrupted half way."""
+    """End the machine by its name: also when its start was interrupted half way.
+
+    One whose disks are thrown away with it need not take the time to write them.
+    """
     machine.log_out()
+    if machine.lease.scratch is not None and machine.lease.qemu is not None:
+        leases.end_process(machine.lease.qemu, patience=0)
     hypervisor.destroy(machine.name)
     leases.end_machine(hypervisor.root, machine.lease)
 

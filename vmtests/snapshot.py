@@ -50,7 +50,7 @@ from vmtests.domain import (
     target_name,
 )
 from vmtests.hypervisor import Hypervisor
-from vmtests.machine import Machine, adopt, claim_name, end, start_machine
+from vmtests.machine import BOOT_ID, Machine, adopt, claim_name, end, start_machine
 from vmtests.ssh import KeyPair
 
 _log = logging.getLogger(__name__)
@@ -342,11 +342,10 @@ def _restore(
     leases.write_lease(hypervisor.root, machine.lease)
     adopt(hypervisor, machine, hypervisor.restore(spec.name, snapshot.memory, xml))
     restored = time.monotonic()
-    identity = _wake(machine)
-    wanted = _read_identity(snapshot)
-    if identity != wanted:
-        raise BootcError(f"the guest is not the one that was saved ({identity!r}, not {wanted!r})")
-    machine.identity = identity
+    boot_id = _wake(machine)
+    machine.identity = _read_identity(snapshot)
+    if boot_id != machine.identity.partition("\n")[0]:
+        raise BootcError(f"the guest is not the one that was saved: its boot id is {boot_id!r}")
     machine.timings = {
         "restore": round(restored - began, 3),
         "ready": round(time.monotonic() - began, 3),
@@ -360,13 +359,18 @@ def _read_identity(snapshot: Snapshot) -> str:
 
 
 def _wake(machine: Machine) -> str:
-    """Set the guest's clock, which stood still since it was saved; returns its boot's identity."""
+    """Set the guest's clock, which stood still since it was saved; returns its boot id."""
     deadline = time.monotonic() + _ANSWER_LIMIT * (
         readiness.TCG_FACTOR if machine.accel is Accel.TCG else 1.0
     )
-    while ssh.read_banner(machine.port, 1.5) is None:
-        if time.monotonic() > deadline:
-            raise BootcError("the guest does not answer")
-        if not machine.is_running():
-            raise BootcError("QEMU ended")
-    return machine.read_identity(f"date -s @{time.time():.3f} >/dev/null && ")
+    door = ssh.Door(machine.port)
+    try:
+        while (opened := door.poll(0.05)) is None:
+            if time.monotonic() > deadline:
+                raise BootcError("the guest does not answer")
+            if not machine.is_running():
+                raise BootcError("QEMU ended")
+    finally:
+        door.close()
+    machine.log_in(opened, timeout=max(3.0, deadline - time.monotonic()))
+    return machine.run(f"date -s @{time.time():.3f} >/dev/null && {BOOT_ID}").stdout.strip()
