@@ -189,7 +189,7 @@ def find_qemu(folder: Path, name: str) -> Process | None:
 
 
 def end_process(process: Process, *, patience: float = 5.0) -> None:
-    """End `process`: a request, then (at once with no `patience`) force. Returns when it is gone."""
+    """End `process`: a request, then force (at once, without `patience`); waits for the end."""
     attempts = [(signal.SIGTERM, patience), (signal.SIGKILL, 10.0)]
     for number, limit in attempts if patience > 0 else attempts[1:]:
         deadline = time.monotonic() + limit

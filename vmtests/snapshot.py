@@ -186,8 +186,8 @@ def booted_machine(
     """Yield a machine that has booted `spec`, from memory when that is possible.
 
     Its disks are overlays in `scratch`, a folder of this machine alone; the disks of `spec` are
-    never written. `disk_key` must stand for their content. `timings` has `restore` and `ready`
-    for a restored machine, the boot's stages otherwise.
+    never written. `disk_key` must stand for their content. `timings` has `restore`,
+    `sshd`, `login` and `ready` for a restored machine, the boot's stages otherwise.
     """
     if spec.authorized_key is None:
         spec = replace(spec, authorized_key=key.public)
@@ -341,15 +341,12 @@ def _restore(
     )
     leases.write_lease(hypervisor.root, machine.lease)
     adopt(hypervisor, machine, hypervisor.restore(spec.name, snapshot.memory, xml))
-    restored = time.monotonic()
-    boot_id = _wake(machine)
+    machine.timings = {"restore": round(time.monotonic() - began, 3)}
+    boot_id = _wake(machine, began)
     machine.identity = _read_identity(snapshot)
     if boot_id != machine.identity.partition("\n")[0]:
         raise BootcError(f"the guest is not the one that was saved: its boot id is {boot_id!r}")
-    machine.timings = {
-        "restore": round(restored - began, 3),
-        "ready": round(time.monotonic() - began, 3),
-    }
+    machine.timings["ready"] = round(time.monotonic() - began, 3)
     _log.info("restore %s: %.1f s", spec.name, machine.timings["ready"])
 
 
@@ -358,7 +355,7 @@ def _read_identity(snapshot: Snapshot) -> str:
     return read_object(path.read_bytes(), str(path)).text("identity")
 
 
-def _wake(machine: Machine) -> str:
+def _wake(machine: Machine, began: float) -> str:
     """Set the guest's clock, which stood still since it was saved; returns its boot id."""
     deadline = time.monotonic() + _ANSWER_LIMIT * (
         readiness.TCG_FACTOR if machine.accel is Accel.TCG else 1.0
@@ -372,5 +369,7 @@ def _wake(machine: Machine) -> str:
                 raise BootcError("QEMU ended")
     finally:
         door.close()
+    machine.timings["sshd"] = round(time.monotonic() - began, 3)
     machine.log_in(opened, timeout=max(3.0, deadline - time.monotonic()))
+    machine.timings["login"] = round(time.monotonic() - began, 3)
     return machine.run(f"date -s @{time.time():.3f} >/dev/null && {BOOT_ID}").stdout.strip()
