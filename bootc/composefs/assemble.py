@@ -24,9 +24,9 @@ from bootc.composefs.erofs_writer import write_image
 from bootc.composefs.layers import read_stored_layer
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
-from bootc.composefs.tree import Directory, External, Inline, Leaf, Node, Stat, walk
 from bootc.errors import BootcError, FormatError
 from bootc.oci.tarstream import Entry
+from bootc.tree import Directory, External, Inline, Leaf, Node, Stat, walk
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"

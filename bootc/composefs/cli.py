@@ -26,12 +26,12 @@ from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository, read_algorithm
 from bootc.composefs.scan import find_digest, scan_directory, store_content
 from bootc.composefs.stored import attach_images, image_key, load_image, load_images
-from bootc.composefs.tree import Directory
 from bootc.errors import BootcError, chain_text
 from bootc.jsonutil import Json
 from bootc.oci.layout import open_source
 from bootc.oci.model import read_config, read_manifest
 from bootc.oci.reference import ImageReference
+from bootc.tree import Directory
 
 _SHORT = 12
 

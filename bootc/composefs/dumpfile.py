@@ -27,7 +27,8 @@ from typing import NoReturn
 
 from bootc.composefs.collector import paused_collector
 from bootc.composefs.erofs_format import NAME_MAX, object_path
-from bootc.composefs.tree import (
+from bootc.errors import FormatError
+from bootc.tree import (
     Content,
     Device,
     Directory,
@@ -41,7 +42,6 @@ from bootc.composefs.tree import (
     Symlink,
     walk,
 )
-from bootc.errors import FormatError
 
 INLINE_MAX = 5000
 PATH_MAX = 4096

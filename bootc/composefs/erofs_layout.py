@@ -36,8 +36,8 @@ from bootc.composefs.erofs_format import (
     SLOT,
     STUBS,
 )
-from bootc.composefs.tree import Device, Directory, Leaf, Node
 from bootc.errors import BootcError
+from bootc.tree import Device, Directory, Leaf, Node
 
 STUB = Device(st.S_IFCHR, 0)
 """The content of the whiteouts that the format adds; told from a user's by identity."""

@@ -41,7 +41,7 @@ from bootc.composefs.erofs_format import (
     parse_object_path,
 )
 from bootc.composefs.erofs_image import SIZE_MAX, ErofsImage, Inode
-from bootc.composefs.tree import (
+from bootc.tree import (
     Content,
     Device,
     Directory,

@@ -59,7 +59,8 @@ from bootc.composefs.erofs_layout import (
     split_directory,
 )
 from bootc.composefs.erofs_xattrs import AttributeTable
-from bootc.composefs.tree import (
+from bootc.errors import BootcError
+from bootc.tree import (
     Content,
     Device,
     Directory,
@@ -70,7 +71,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import BootcError
 
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF

@@ -29,8 +29,8 @@ from bootc.composefs.erofs_format import (
     object_path,
     split_name,
 )
-from bootc.composefs.tree import External, Sparse
 from bootc.errors import BootcError
+from bootc.tree import External, Sparse
 
 
 def encode_entry(name: bytes, value: bytes, epoch: int) -> bytes:

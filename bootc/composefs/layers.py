@@ -19,11 +19,11 @@ import zstandard
 from bootc import fs
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.splitstream import OCI_LAYER, SplitStream, SplitStreamWriter
-from bootc.composefs.tree import INLINE_MAX, External, Leaf
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import FormatError
 from bootc.oci.model import Compression, digest_hasher
 from bootc.oci.tarstream import BLOCK, Entry, read_tar
+from bootc.tree import INLINE_MAX, External, Leaf
 
 if TYPE_CHECKING:
     from hashlib import _Hash

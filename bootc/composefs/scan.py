@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from bootc.composefs.digest import Algorithm, digest_fd
 from bootc.composefs.repository import Repository
-from bootc.composefs.tree import (
+from bootc.errors import BootcError
+from bootc.tree import (
     INLINE_MAX,
     Content,
     Device,
@@ -21,7 +22,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import BootcError
 
 Keep = Callable[[int, int], bytes]
 """(fd, size) of a regular file to the digest of its content."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from bootc.composefs.objects import ObjectStore
-from bootc.composefs.tree import External, Leaf
+from bootc.tree import External, Leaf
 
 
 @dataclass(slots=True, eq=False)

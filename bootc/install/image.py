@@ -12,7 +12,10 @@ from bootc import paths
 from bootc.boot import kargs
 from bootc.boot.entries import OsRelease, parse_os_release
 from bootc.composefs.repository import Repository
-from bootc.composefs.tree import (
+from bootc.errors import BootcError
+from bootc.oci import model
+from bootc.spec import ImageReference
+from bootc.tree import (
     Device,
     Directory,
     External,
@@ -23,9 +26,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import BootcError
-from bootc.oci import model
-from bootc.spec import ImageReference
 
 _CHUNK = 1 << 20
 BOOTABLE_LABELS = ("containers.bootc", "ostree.bootable")

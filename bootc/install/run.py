@@ -22,7 +22,6 @@ from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.pull import OnProgress, PulledImage, pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import attach_images, image_key
-from bootc.composefs.tree import Directory, Leaf, Symlink
 from bootc.deploy import state
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
@@ -36,6 +35,7 @@ from bootc.linux import mount
 from bootc.log import step
 from bootc.oci.layout import ImageSource
 from bootc.spec import BootType
+from bootc.tree import Directory, Leaf, Symlink
 
 _log = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from bootc.composefs.tree import (
+from bootc.errors import FormatError
+from bootc.tree import (
     INLINE_MAX,
     Device,
     Directory,
@@ -41,7 +42,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import FormatError
 
 BLOCK = 512
 EXTENSION_MAX = 1 << 20

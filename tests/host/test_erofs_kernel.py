@@ -17,7 +17,7 @@ from bootc.composefs.erofs_format import (
     object_path,
 )
 from bootc.composefs.erofs_writer import write_image
-from bootc.composefs.tree import (
+from bootc.tree import (
     Content,
     Device,
     Directory,

@@ -16,9 +16,9 @@ from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.scan import find_digest, scan_directory, store_content
-from bootc.composefs.tree import walk
 from bootc.errors import BootcError
 from bootc.oci.layout import open_source
+from bootc.tree import walk
 from tests.ocibuild import write_layout
 
 pytestmark = pytest.mark.root

@@ -20,10 +20,10 @@ from bootc.composefs.erofs_reader import collect_objects
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
-from bootc.composefs.tree import Directory, External, Inline, Leaf, Stat, walk
 from bootc.errors import BootcError, FormatError
 from bootc.oci.layout import open_source
 from bootc.oci.tarstream import Entry
+from bootc.tree import Directory, External, Inline, Leaf, Stat, walk
 from tests.ocibuild import END, folder, header, member, system_tar, write_layout
 
 

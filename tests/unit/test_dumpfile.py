@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from bootc.composefs.dumpfile import format_dump, parse_dump
-from bootc.composefs.tree import External, Inline, Leaf, Sparse, Symlink
 from bootc.errors import FormatError
+from bootc.tree import External, Inline, Leaf, Sparse, Symlink
 
 DUMPS = Path(__file__).parent.parent / "golden" / "dumps"
 ROOT = b"/ 0 40755 2 0 0 0 0.0 - - -\n"

@@ -15,7 +15,8 @@ from bootc.composefs.dumpfile import format_dump, parse_dump
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_reader import collect_objects, read_image
 from bootc.composefs.erofs_writer import write_image
-from bootc.composefs.tree import (
+from bootc.errors import FormatError
+from bootc.tree import (
     Content,
     Device,
     Directory,
@@ -27,7 +28,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import FormatError
 
 DUMPS = Path(__file__).parent.parent / "golden" / "dumps"
 

@@ -12,7 +12,8 @@ from bootc.composefs.dumpfile import format_dump, parse_dump
 from bootc.composefs.erofs_format import FormatVersion, filter_bit, parse_object_path, xxh32
 from bootc.composefs.erofs_layout import chunk_layout, split_directory
 from bootc.composefs.erofs_writer import write_image
-from bootc.composefs.tree import (
+from bootc.errors import BootcError
+from bootc.tree import (
     Content,
     Device,
     Directory,
@@ -24,7 +25,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import BootcError
 
 DUMPS = Path(__file__).parent.parent / "golden" / "dumps"
 V0, V1, V2 = FormatVersion

@@ -10,7 +10,10 @@ import pytest
 
 from bootc.boot.entries import OsRelease
 from bootc.composefs.repository import Repository
-from bootc.composefs.tree import (
+from bootc.errors import BootcError
+from bootc.install import image
+from bootc.spec import ImageReference, Transport
+from bootc.tree import (
     Directory,
     External,
     Inline,
@@ -21,9 +24,6 @@ from bootc.composefs.tree import (
     Stat,
     Symlink,
 )
-from bootc.errors import BootcError
-from bootc.install import image
-from bootc.spec import ImageReference, Transport
 
 REFERENCE = ImageReference(image="/x", transport=Transport.OCI)
 LAYER = "application/vnd.oci.image.layer.v1.tar"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from bootc.composefs.tree import Device, Directory, External, Inline, Leaf, Special, Symlink
 from bootc.errors import FormatError
 from bootc.oci.tarstream import Entry, read_tar
+from bootc.tree import Device, Directory, External, Inline, Leaf, Special, Symlink
 from tests.ocibuild import END, folder, header, member, padded, pax, pax_items
 
 
