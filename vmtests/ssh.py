@@ -100,8 +100,8 @@ class Door:
     `INTERVAL` seconds and given up after `PATIENCE`. The one that is answered becomes the login.
     """
 
-    INTERVAL: ClassVar[float] = 1.5
-    PATIENCE: ClassVar[float] = 9.0
+    INTERVAL: ClassVar[float] = 2.0
+    PATIENCE: ClassVar[float] = 8.0
 
     port: int
     _knocks: dict[socket.socket, float] = field(default_factory=dict)
