@@ -30,9 +30,11 @@ from types import FrameType
 from typing import Any
 
 from bootc.errors import BootcError
+from bootc.process import need_program
 from vmtests import lease
 
 EMBEDDED = "qemu:///embed"
+_INSTALL_QEMU = "install it: apt-get install qemu-system-x86, dnf install qemu-system-x86-core"
 _LONGEST_ROOT = 62
 """Bytes: 107 less `/lib/qemu/domain-NN-<20 letters>/monitor.sock`."""
 
@@ -236,6 +238,8 @@ def open_hypervisor(uri: str | None, root: Path, *, patience: float = 20.0) -> I
     with ExitStack() as stack:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if uri is None:
+            # libvirt would only say that it finds no capabilities.
+            need_program("qemu-system-x86_64", hint=_INSTALL_QEMU)
             _check_root(root)
             stack.enter_context(_locked(root, patience))
             lease.sweep(root)
