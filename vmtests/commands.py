@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from vmtests import explain as explaining
 from vmtests import sync as syncing
 from vmtests.options import BcvkInstallOpts, read_options
 from vmtests.tell import answer, answer_json, reported
+
+_log = logging.getLogger(__name__)
 
 
 def build(*, as_json: bool = False) -> None:
@@ -41,12 +44,12 @@ def variants(*, as_json: bool = False) -> None:
         if as_json:
             answer(explaining.ci_matrix())
         else:
-            answer(*explaining.variants_table(read_options_in_force().combination))
-
-
-def read_options_in_force() -> BcvkInstallOpts:
-    """The options of the environment, whether or not they can be combined."""
-    return read_options(os.environ).options
+            found = read_options(os.environ)
+            for problem in found.problems:
+                _log.warning("%s, so nothing is marked as in force", problem)
+            answer(
+                *explaining.variants_table(None if found.problems else found.options.combination)
+            )
 
 
 def explain() -> None:
@@ -171,8 +174,8 @@ def _packaging(name: str) -> ModuleType:
 
 
 def package_srpm(outdir: str, *, allow_dirty: bool = False) -> None:
-    module = _packaging("srpm")
     with reported():
+        module = _packaging("srpm")
         try:
             built = module.build_srpm(
                 paths.CHECKOUT, Path(outdir).resolve(), allow_dirty=allow_dirty
@@ -183,8 +186,8 @@ def package_srpm(outdir: str, *, allow_dirty: bool = False) -> None:
 
 
 def vendor(outdir: str) -> None:
-    module = _packaging("vendor")
     with reported():
+        module = _packaging("vendor")
         try:
             archive = module.build_vendor_archive(Path(outdir).resolve())
         except module.VendorError as error:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """How the kit's commands end: an answer on stdout, or one line of error and one of advice.
 
+A failed system call (`OSError`) is such an error too: a full disk is no bug of ours. Where it
+happened is told by `BOOTC_LOG=debug`. Any other exception is a bug, and shows its traceback.
+
 Exit status: 0 done, 1 refused or failed, 130 interrupted; `nox -s tmt` adds its own (see results).
 """
 
@@ -15,6 +18,8 @@ from bootc import log
 from bootc.errors import BootcError, chain_text
 from bootc.jsonutil import Json, pretty
 
+_WHERE = "see what was being done: set BOOTC_LOG=debug and try again"
+
 
 @contextmanager
 def reported(*, quiet: bool = False) -> Iterator[None]:
@@ -22,11 +27,12 @@ def reported(*, quiet: bool = False) -> Iterator[None]:
     log.setup(level="warning" if quiet else None)
     try:
         yield
-    except BootcError as error:
+    except (BootcError, OSError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=error)
         print(f"error: {chain_text(error)}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        hint = error.hint if isinstance(error, BootcError) else _WHERE
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("error: interrupted; nothing is left running", file=sys.stderr)
