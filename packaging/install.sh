@@ -39,7 +39,12 @@ done
 target=/usr/lib/modules/$version/initramfs.img
 rm -f "$target"
 case $initrd in
-  tiny) python3 -m bootc.initramfs.pack --root / --kver "$version" --output "$target" ;;
+  tiny)
+    # The disk first, then the network card, so that it has an address when sshd is up; a file
+    # system's module is loaded only when the root is one.
+    python3 -m bootc.initramfs.pack --root / --kver "$version" --output "$target" \
+      --modules virtio_blk,virtio_net,erofs,overlay,btrfs,xfs
+    ;;
   dracut) sh "$package/data/dracut/build.sh" "$version" "$target" ;;
   *) die "INITRD is '$initrd', expected tiny or dracut" ;;
 esac

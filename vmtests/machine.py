@@ -146,14 +146,19 @@ class Machine:
         return progress.times
 
     def power_off(self, *, timeout: float = 60.0) -> None:
-        """Shut the guest down in order; after `timeout` seconds the plug is pulled."""
+        """Shut the guest down in order; after `timeout` seconds the plug is pulled.
+
+        QEMU outlives its guest as long as nobody holds the hypervisor: the console tells the end.
+        """
+        console = ConsoleFile(self.console, self.console.stat().st_size)
         with suppress(BootcError):
             self.run("nohup sh -c 'sleep 0.1; systemctl poweroff' >/dev/null 2>&1 &", check=False)
         self.log_out()
         deadline = time.monotonic() + timeout
-        while self.is_running() and time.monotonic() < deadline:
+        while self.is_running() and not console.reader.powered_off and time.monotonic() < deadline:
             time.sleep(_POLL)
-        if self.is_running():
+            console.poll()
+        if self.is_running() and not console.reader.powered_off:
             _log.warning("%s did not shut down in %.0f s: pulling the plug", self.name, timeout)
         self.destroy()
 
@@ -379,7 +384,7 @@ def claim_name(hypervisor: Hypervisor, name: str) -> None:
     if running is not None and running.is_running():
         raise BootcError(
             f"a machine called {name} runs already (started by process {running.owner.pid})",
-            hint="end it first; for the development machine: invoke bcvk-down",
+            hint="end it first; for the development machine: ./dev invoke bcvk-down",
         )
 
 
@@ -437,7 +442,7 @@ def attach_machine(root: Path, name: str) -> Iterator[Machine]:
     """A persistent machine that runs already; it goes on running after the block."""
     lease = leases.find_lease(root, name)
     if lease is None or not lease.is_running():
-        raise BootcError(f"{name} does not run", hint="start it: invoke bcvk-up")
+        raise BootcError(f"{name} does not run", hint="start it: ./dev invoke bcvk-up")
     machine = Machine(
         root=root, lease=lease, accel=Accel.TCG, limits=readiness.limits(readiness.TCG_FACTOR)
     )

@@ -11,7 +11,8 @@ import booted
 
 def check_usr() -> None:
     for folder in ("/usr", "/usr/bin", "/usr/lib", "/usr/local"):
-        if os.path.isdir(folder):
+        # /usr/local may lead to /var, where machines may install things of their own.
+        if os.path.isdir(folder) and not os.path.islink(folder):
             path = f"{folder}/booted-test"
             booted.expect_equal(
                 booted.refusal(path), errno.EROFS, f"errno of a new file in {folder}"
