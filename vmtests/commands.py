@@ -120,7 +120,7 @@ def logs(*, journal: bool = False) -> None:
             raise SystemExit(dev.shell("journalctl --no-pager -b"))
         console = Path(dev.status().console)
         if not console.exists():
-            raise BootcError(f"{dev.NAME} has not been started yet", hint="invoke bcvk-up")
+            raise BootcError(f"{dev.NAME} has not been started yet", hint="./dev invoke bcvk-up")
         answer(console.read_text(errors="replace"))
 
 

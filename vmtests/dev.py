@@ -105,8 +105,8 @@ def up(opts: BcvkInstallOpts, *, replace: bool = False) -> dict[str, float]:
     if running is not None and not replace:
         raise BootcError(
             f"{NAME} runs on another image or other options: {'; '.join(changes)}",
-            hint="put the edited bootc/ into it: invoke bcvk-sync; "
-            "or start it anew: invoke bcvk-up --replace (its disk is made anew)",
+            hint="put the edited bootc/ into it: ./dev invoke bcvk-sync; "
+            "or start it anew: ./dev invoke bcvk-up --replace (its disk is made anew)",
         )
     if running is not None:
         down()
@@ -226,6 +226,6 @@ def ephemeral(opts: BcvkInstallOpts, command: str | None = None) -> int:
             if command is None and not sys.stdin.isatty():
                 raise BootcError(
                     "an ephemeral machine is gone with its shell, and there is no terminal here",
-                    hint="give a command: invoke bcvk-ephemeral -- systemctl is-system-running",
+                    hint="give a command: ./dev invoke bcvk-ephemeral -- uname -r",
                 )
             return running.shell(command)

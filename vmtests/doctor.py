@@ -183,7 +183,7 @@ def _check_room(state: Path) -> Iterator[Finding]:
         yield Finding(
             severity=Severity.MISSING,
             what=f"room: {place} has {free:.1f} GiB free, the kit wants {_DISK_GIB}",
-            mend="invoke clean; podman system prune",
+            mend="./dev invoke clean; podman system prune",
         )
     else:
         yield Finding(severity=Severity.FINE, what=f"{free:.0f} GiB of room")

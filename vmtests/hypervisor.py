@@ -252,7 +252,7 @@ def open_hypervisor(uri: str | None, root: Path, *, patience: float = 20.0) -> I
         except lv.libvirtError as error:
             raise BootcError(
                 f"cannot open {uri}: {error.get_error_message()}",
-                hint="run `invoke doctor`; unset BOOTC_libvirt_uri to use the embedded driver",
+                hint="./dev invoke doctor; or unset BOOTC_libvirt_uri for the embedded driver",
             ) from error
         stack.callback(connection.close)
         stack.enter_context(_ending_signals())

@@ -54,6 +54,6 @@ def sync_package(machine: Machine) -> tuple[str, float]:
     if reported != wanted:
         raise BootcError(
             f"the guest runs build {reported[:16] or '(none)'}, not {wanted[:16]}",
-            hint="reboot it and try again: invoke bcvk-restart, then invoke bcvk-sync",
+            hint="reboot it and try again: ./dev invoke bcvk-restart, then ./dev invoke bcvk-sync",
         )
     return wanted, time.monotonic() - start
