@@ -10,6 +10,7 @@ Exit status: 0 done, 1 refused or failed, 130 interrupted; `nox -s tmt` adds its
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ def reported(*, quiet: bool = False) -> Iterator[None]:
     log.setup(level="warning" if quiet else None)
     try:
         yield
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python's own last flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (BootcError, OSError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=error)
         print(f"error: {chain_text(error)}", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vmtests import disk, image, lease, snapshot
+from vmtests import disk, image, lease, readiness, snapshot
 from vmtests.domain import DirectKernel, DiskFormat, MachineSpec
 from vmtests.machine import start_machine
 from vmtests.options import BcvkInstallOpts
@@ -90,22 +90,67 @@ def test_panic_is_told_at_once_with_its_console(session: Session, spec: MachineS
     assert session.hypervisor().names() == []
 
 
+def test_guest_without_sshd_is_told_from_one_that_hangs(
+    session: Session, spec: MachineSpec
+) -> None:
+    assert isinstance(spec.boot, DirectKernel)
+    masked = "systemd.mask=ssh.service systemd.mask=ssh.socket"
+    boot = replace(spec.boot, cmdline=f"{spec.boot.cmdline} {masked}")
+    limits = readiness.limits(readiness.TCG_FACTOR) | {Stage.USERSPACE: 45.0}
+    with (
+        pytest.raises(MachineStuck, match="login prompt, but no sshd answers") as caught,
+        start_machine(
+            session.hypervisor(), replace(spec, boot=boot), key=session.key, limits=limits
+        ),
+    ):
+        pass
+    assert caught.value.stage is Stage.USERSPACE
+    assert session.hypervisor().names() == []
+
+
+def test_initrd_that_finds_no_root_is_told_at_once(session: Session, spec: MachineSpec) -> None:
+    assert isinstance(spec.boot, DirectKernel)
+    boot = replace(spec.boot, cmdline=f"{spec.boot.cmdline} composefs={'0' * 128}")
+    with (
+        pytest.raises(MachineStuck) as caught,
+        start_machine(session.hypervisor(), replace(spec, boot=boot), key=session.key),
+    ):
+        pass
+    assert caught.value.doom is Doom.NO_ROOT
+    assert "bootc-initrd: cannot boot" in caught.value.console
+
+
+def _start_owner(root: Path, spec: MachineSpec) -> tuple[int, lease.Lease]:
+    """Another process that boots a machine under `root`; returns once QEMU runs."""
+    argv = [sys.executable, "-c", _OWNER, str(root), str(spec.disks[0].path), str(spec.console)]
+    owner = os.posix_spawn(sys.executable, argv, os.environ)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = lease.find_lease(root, "bootc-owned")
+        if found is not None and found.qemu is not None:
+            return owner, found
+        time.sleep(0.1)
+    os.kill(owner, signal.SIGKILL)
+    os.waitpid(owner, 0)
+    raise AssertionError("the owner started no machine in 120 s")
+
+
+def test_interrupted_owner_ends_its_machine(session: Session, spec: MachineSpec) -> None:
+    root = session.root.with_name(f"interrupted-{os.getpid()}")
+    owner, found = _start_owner(root, spec)
+    assert found.is_running()
+    os.kill(owner, signal.SIGINT)
+    os.waitpid(owner, 0)
+    assert not found.is_running()
+    assert lease.find_lease(root, "bootc-owned") is None
+
+
 def test_killed_owner_leaves_nothing_that_the_next_run_does_not_end(
     session: Session, spec: MachineSpec
 ) -> None:
     root = session.root.with_name(f"killed-{os.getpid()}")
-    owner = os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-c", _OWNER, str(root), str(spec.disks[0].path), str(spec.console)],
-        os.environ,
-    )
+    owner, found = _start_owner(root, spec)
     try:
-        found = None
-        deadline = time.monotonic() + 120
-        while (found is None or found.qemu is None) and time.monotonic() < deadline:
-            time.sleep(0.1)
-            found = lease.find_lease(root, "bootc-owned")
-        assert found is not None
         assert found.is_running()
     finally:
         os.kill(owner, signal.SIGKILL)
