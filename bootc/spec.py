@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from bootc.errors import BootcError
 from bootc.jsonutil import Json
+from bootc.oci.reference import ImageReference
 
 API_VERSION = "org.containers.bootc/v1"
 KIND = "BootcHost"
@@ -40,59 +40,6 @@ class Bootloader(StrEnum):
     GRUB_CC = "grub-cc"
     SYSTEMD = "systemd"
     NONE = "none"
-
-
-class Transport(StrEnum):
-    """Where an image can lie. The values are those of the Host document."""
-
-    REGISTRY = "registry"
-    OCI = "oci"
-    OCI_ARCHIVE = "oci-archive"
-    CONTAINERS_STORAGE = "containers-storage"
-    DIR = "dir"
-    DOCKER_ARCHIVE = "docker-archive"
-    DOCKER_DAEMON = "docker-daemon"
-
-    @property
-    def prefix(self) -> str:
-        """How containers-transports(5) writes it before an image's name."""
-        return "docker://" if self is Transport.REGISTRY else f"{self.value}:"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageReference:
-    image: str
-    transport: Transport
-    signature: str | None = None
-
-    def __str__(self) -> str:
-        """For people: a registry's image has no prefix."""
-        if self.transport is Transport.REGISTRY:
-            return self.image
-        return f"{self.transport.value}:{self.image}"
-
-    @property
-    def imgref(self) -> str:
-        """The form that skopeo and the origin file know: `docker://…`, `oci:…`."""
-        return f"{self.transport.prefix}{self.image}"
-
-    def to_json(self) -> JsonObject:
-        found: JsonObject = {"image": self.image, "transport": self.transport.value}
-        if self.signature is not None:
-            found["signature"] = self.signature
-        return found
-
-
-def parse_imgref(text: str) -> ImageReference:
-    """Read `docker://IMAGE`, `oci:PATH[:TAG]`, `registry:IMAGE`, …"""
-    for transport in Transport:
-        for prefix in (transport.prefix, f"{transport.value}:"):
-            if text.startswith(prefix) and len(text) > len(prefix):
-                return ImageReference(image=text[len(prefix) :], transport=transport)
-    known = ", ".join(transport.prefix for transport in Transport)
-    raise BootcError(
-        f"{text!r} does not say where the image lies", hint=f"begin it with one of: {known}"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.linux import blockdev
 from bootc.oci.model import read_config, read_manifest
+from bootc.oci.reference import ImageReference
 from bootc.spec import (
     BootEntry,
     Bootloader,
@@ -37,7 +38,6 @@ from bootc.spec import (
     Host,
     HostSpec,
     HostStatus,
-    ImageReference,
     ImageStatus,
     UsrOverlay,
 )

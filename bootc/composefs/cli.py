@@ -30,7 +30,7 @@ from bootc.errors import BootcError, chain_text
 from bootc.jsonutil import Json
 from bootc.oci.layout import open_source
 from bootc.oci.model import read_config, read_manifest
-from bootc.oci.reference import ImageReference
+from bootc.oci.reference import parse_imgref
 from bootc.tree import Directory
 
 _SHORT = 12
@@ -81,7 +81,7 @@ def _init(args: argparse.Namespace) -> None:
 
 def _oci_pull(args: argparse.Namespace) -> None:
     tag = args.name if args.name is not None else args.image
-    ImageReference.parse(args.image)
+    parse_imgref(args.image)
     with _open(args) as repo, log.step(f"pull {args.image}"), open_source(args.image) as source:
         pulled = pull(repo, source, reference=args.image, tag=tag)
         root = assemble(repo, pulled)

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 from bootc import jsonutil, paths
 from bootc.errors import BootcError, FormatError
-from bootc.spec import BootType, ImageReference, Transport, parse_imgref
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
+from bootc.spec import BootType
 
 UNVERIFIED = "ostree-unverified-image:"
 UNVERIFIED_REGISTRY = "ostree-unverified-registry:"

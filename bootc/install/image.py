@@ -14,7 +14,7 @@ from bootc.boot.entries import OsRelease, parse_os_release
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.oci import model
-from bootc.spec import ImageReference
+from bootc.oci.reference import ImageReference
 from bootc.tree import (
     Device,
     Directory,

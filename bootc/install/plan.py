@@ -28,7 +28,8 @@ from bootc.install.options import (
 )
 from bootc.linux import blockdev
 from bootc.oci.model import this_platform
-from bootc.spec import Bootloader, ImageReference, parse_imgref
+from bootc.oci.reference import ImageReference, parse_imgref
+from bootc.spec import Bootloader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from bootc.errors import BootcError, FormatError
 from bootc.install.image import NO_KERNEL, NO_KERNEL_HINT
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import Compression, layer_compression, read_manifest
-from bootc.spec import ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
 
 _KERNEL = re.compile(rb"(?:\./|/)?usr/lib/modules/[^/]+/vmlinuz|(?:\./|/)?boot/EFI/Linux/.+\.efi")
 _BLOCK = 512

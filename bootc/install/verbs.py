@@ -24,7 +24,7 @@ from bootc.install.run import apply_install
 from bootc.install.scan import is_cheap_to_scan, need_kernel
 from bootc.log import step
 from bootc.oci.layout import ImageSource, open_source
-from bootc.spec import ImageReference, Transport, parse_imgref
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
 
 _log = logging.getLogger(__name__)
 CONTAINER_ENV = "/run/.containerenv"

@@ -24,7 +24,7 @@ from bootc.oci.model import (
     verify_digest,
 )
 from bootc.oci.proxy import ProxySource
-from bootc.oci.reference import ImageReference, Transport
+from bootc.oci.reference import Transport, parse_imgref
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _DOCUMENT_MAX = 64 << 20
@@ -60,11 +60,11 @@ class ImageSource(Protocol):
 
 def open_source(imgref: str) -> ImageSource:
     """Open the image that `imgref` (`oci:PATH[:TAG]`, `docker://…`, …) names; use it in `with`."""
-    reference = ImageReference.parse(imgref)
+    reference = parse_imgref(imgref)
     if reference.transport is Transport.OCI:
         path, tag = reference.layout()
         return LayoutSource(path, tag)
-    return ProxySource(str(reference))
+    return ProxySource(reference.imgref)
 
 
 class LayoutSource:

@@ -1,56 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Image references as skopeo spells them: `docker://quay.io/x/y:tag`, `oci:/path:tag`, …"""
+"""Image references: `docker://quay.io/x/y:tag`, `oci:/path:tag`, … (containers-transports(5))."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 from bootc.errors import BootcError
 
 
 class Transport(StrEnum):
-    """Where an image comes from; the values are those of the Host document."""
+    """Where an image can lie. The values are those of the Host document."""
 
     REGISTRY = "registry"
     OCI = "oci"
     OCI_ARCHIVE = "oci-archive"
-    DOCKER_ARCHIVE = "docker-archive"
     CONTAINERS_STORAGE = "containers-storage"
     DIR = "dir"
+    DOCKER_ARCHIVE = "docker-archive"
+    DOCKER_DAEMON = "docker-daemon"
 
     @property
     def prefix(self) -> str:
-        """What stands before the name in skopeo's spelling."""
+        """How containers-transports(5) writes it before an image's name."""
         return "docker://" if self is Transport.REGISTRY else f"{self.value}:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReference:
+    image: str
     transport: Transport
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `TRANSPORT:NAME`; `registry:` is understood besides `docker://`."""
-        for transport in Transport:
-            if text.startswith(transport.prefix) and len(text) > len(transport.prefix):
-                return cls(transport=transport, name=text[len(transport.prefix) :])
-        if text.startswith("registry:") and len(text) > len("registry:"):
-            return cls(transport=Transport.REGISTRY, name=text.removeprefix("registry:"))
-        known = ", ".join(transport.prefix for transport in Transport)
-        raise BootcError(
-            f"{text!r} does not say where the image comes from",
-            hint=f"begin it with one of: {known} (for example docker://{text})",
-        )
+    signature: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.transport.prefix}{self.name}"
+        """For people: a registry's image has no prefix."""
+        if self.transport is Transport.REGISTRY:
+            return self.image
+        return f"{self.transport.value}:{self.image}"
+
+    @property
+    def imgref(self) -> str:
+        """The form that skopeo and the origin file know: `docker://…`, `oci:…`."""
+        return f"{self.transport.prefix}{self.image}"
 
     def layout(self) -> tuple[str, str | None]:
         """(path, tag) of an `oci:` reference: split at the last colon that no slash follows."""
-        path, colon, tag = self.name.rpartition(":")
+        path, colon, tag = self.image.rpartition(":")
         if not colon or "/" in tag or not path:
-            return self.name, None
+            return self.image, None
         return path, tag or None
+
+    def to_json(self) -> dict[str, object]:
+        found: dict[str, object] = {"image": self.image, "transport": self.transport.value}
+        if self.signature is not None:
+            found["signature"] = self.signature
+        return found
+
+
+def parse_imgref(text: str) -> ImageReference:
+    """Read `docker://IMAGE`, `oci:PATH[:TAG]`, `registry:IMAGE`, …"""
+    for transport in Transport:
+        for prefix in (transport.prefix, f"{transport.value}:"):
+            if text.startswith(prefix) and len(text) > len(prefix):
+                return ImageReference(image=text[len(prefix) :], transport=transport)
+    known = ", ".join(transport.prefix for transport in Transport)
+    raise BootcError(
+        f"{text!r} does not say where the image lies", hint=f"begin it with one of: {known}"
+    )

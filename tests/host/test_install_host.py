@@ -30,7 +30,8 @@ from bootc.install.image import read_facts
 from bootc.install.plan import InstallPlan, TargetPlan
 from bootc.install.run import apply_install
 from bootc.oci.layout import open_source
-from bootc.spec import Bootloader, parse_imgref
+from bootc.oci.reference import parse_imgref
+from bootc.spec import Bootloader
 
 reference, root, esp = sys.argv[1:4]
 with open_source(reference) as source:

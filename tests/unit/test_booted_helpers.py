@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from bootc.cli.render import host_yaml, to_yaml
+from bootc.oci.reference import ImageReference, Transport
 from bootc.spec import (
     BootEntry,
     Bootloader,
@@ -24,9 +25,7 @@ from bootc.spec import (
     Host,
     HostSpec,
     HostStatus,
-    ImageReference,
     ImageStatus,
-    Transport,
 )
 
 BOOTED = Path(__file__).resolve().parents[2] / "tmt/tests/booted"

@@ -12,7 +12,7 @@ from bootc.boot.entries import OsRelease
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.install import image
-from bootc.spec import ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
 from bootc.tree import (
     Directory,
     External,

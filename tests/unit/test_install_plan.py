@@ -22,7 +22,8 @@ from bootc.install.options import (
 from bootc.install.plan import InstallPlan, TargetPlan
 from bootc.install.run import kernel_arguments
 from bootc.oci.model import this_platform
-from bootc.spec import Bootloader, ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
+from bootc.spec import Bootloader
 
 ID = "ab" * 64
 REFERENCE = ImageReference(image="/x:tag", transport=Transport.OCI)

@@ -12,7 +12,7 @@ from bootc.errors import BootcError, FormatError
 from bootc.install.scan import has_kernel, is_cheap_to_scan, need_kernel
 from bootc.oci.layout import open_source
 from bootc.oci.model import Compression
-from bootc.spec import ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
 from tests.ocibuild import END, folder, header, member, write_layout
 
 KERNEL = b"usr/lib/modules/6.12.107+deb13-cloud-amd64/vmlinuz"

@@ -19,7 +19,7 @@ from bootc.oci.model import (
     read_manifest,
     verify_digest,
 )
-from bootc.oci.reference import ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from tests.ocibuild import system_tar, write_blob, write_layout
 
 
@@ -37,15 +37,15 @@ from tests.ocibuild import system_tar, write_blob, write_layout
 def test_reference_is_read_and_spelled_for_skopeo(
     text: str, transport: Transport, name: str
 ) -> None:
-    found = ImageReference.parse(text)
-    assert found == ImageReference(transport=transport, name=name)
-    assert str(found) == text.replace("registry:", "docker://")
+    found = parse_imgref(text)
+    assert found == ImageReference(transport=transport, image=name)
+    assert found.imgref == text.replace("registry:", "docker://")
 
 
 @pytest.mark.parametrize("text", ["", "quay.io/a/b", "oci:", "docker://", "ftp:x"])
 def test_reference_without_a_transport_is_refused(text: str) -> None:
     with pytest.raises(BootcError) as caught:
-        ImageReference.parse(text)
+        parse_imgref(text)
     assert "docker://" in (caught.value.hint or "")
 
 
@@ -62,7 +62,7 @@ def test_reference_without_a_transport_is_refused(text: str) -> None:
 def test_reference_of_a_layout_splits_at_the_last_colon(
     name: str, path: str, tag: str | None
 ) -> None:
-    assert ImageReference(transport=Transport.OCI, name=name).layout() == (path, tag)
+    assert ImageReference(transport=Transport.OCI, image=name).layout() == (path, tag)
 
 
 def test_layer_types() -> None:

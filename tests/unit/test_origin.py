@@ -10,7 +10,8 @@ from bootc import paths
 from bootc.deploy import state
 from bootc.deploy.state import Origin, Staged
 from bootc.errors import FormatError
-from bootc.spec import BootType, ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
+from bootc.spec import BootType
 
 ID = "ab" * 64
 REGISTRY = ImageReference(image="quay.io/x/y:latest", transport=Transport.REGISTRY)

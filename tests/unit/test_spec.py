@@ -13,6 +13,7 @@ import pytest
 
 from bootc.cli import render
 from bootc.errors import BootcError
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.spec import (
     BootEntry,
     Bootloader,
@@ -22,12 +23,9 @@ from bootc.spec import (
     Host,
     HostSpec,
     HostStatus,
-    ImageReference,
     ImageStatus,
     OstreeEntry,
-    Transport,
     UsrOverlay,
-    parse_imgref,
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden/status"

@@ -14,7 +14,8 @@ from bootc.deploy import state
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.oci.layout import open_source
-from bootc.spec import Bootloader, BootOrder, BootType, Host, ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport
+from bootc.spec import Bootloader, BootOrder, BootType, Host
 from bootc.status import Found
 from tests.ocibuild import system_tar, write_layout
 
