@@ -64,17 +64,24 @@ def test_a_kvm_that_hangs_is_not_used(
     assert time.monotonic() - start < 20
 
 
+def test_a_kvm_slower_than_emulation_is_not_used(tmp_path: Path, kvm: Path) -> None:
+    body = 'case "$*" in *"-accel kvm"*) sleep 4;; esac; exit 85'
+    verdict = accel.choose_accel(tmp_path / "c", emulator=fake_qemu(tmp_path, body))
+    assert verdict.accel is Accel.TCG
+    assert "no end after 1 s (emulation: 0." in verdict.reason
+
+
 def test_the_verdict_is_kept_until_something_changes(tmp_path: Path, kvm: Path) -> None:
     qemu = fake_qemu(tmp_path, "exit 1")
     calls = tmp_path / "calls"
     first = accel.choose_accel(tmp_path / "c", emulator=qemu)
     assert accel.choose_accel(tmp_path / "c", emulator=qemu) == first
-    assert calls.read_text().count("call") == 1
+    assert calls.read_text().count("call") == 2  # emulation's turn and KVM's
     kvm.unlink()
     (tmp_path / "other").touch()
     kvm.touch()
     accel.choose_accel(tmp_path / "c", emulator=qemu)
-    assert calls.read_text().count("call") == 2
+    assert calls.read_text().count("call") == 4
 
 
 def test_a_broken_verdict_file_is_no_verdict(tmp_path: Path, kvm: Path) -> None:
