@@ -96,7 +96,7 @@ def test_guest_without_sshd_is_told_from_one_that_hangs(
     assert isinstance(spec.boot, DirectKernel)
     masked = "systemd.mask=ssh.service systemd.mask=ssh.socket"
     boot = replace(spec.boot, cmdline=f"{spec.boot.cmdline} {masked}")
-    limits = readiness.limits(readiness.TCG_FACTOR) | {Stage.USERSPACE: 45.0}
+    limits = readiness.limits(readiness.TCG_FACTOR) | {Stage.SSHD: 15.0}
     with (
         pytest.raises(MachineStuck, match="login prompt, but no sshd answers") as caught,
         start_machine(
