@@ -76,10 +76,6 @@ def installed_spec(
     )
 
 
-def _wanted(built: BuiltImage, opts: BcvkInstallOpts) -> Inputs:
-    return disk.disk_inputs(built, opts)
-
-
 def _present() -> dict[str, str]:
     """The inputs of the disk that is there, or nothing."""
     try:
@@ -98,7 +94,7 @@ def up(opts: BcvkInstallOpts, *, replace: bool = False) -> dict[str, float]:
     running = find_running()
     built = image.build_image(opts)
     image.check_image(built, opts)
-    inputs = _wanted(built, opts)
+    inputs = disk.disk_inputs(built, opts)
     changes = inputs.changes(_present())
     if running is not None and not changes:
         return {}

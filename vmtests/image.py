@@ -8,7 +8,6 @@ that shapes it (so that a machine with other options is refused).
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -153,10 +152,3 @@ def build_image(opts: BcvkInstallOpts) -> BuiltImage:
 def check_image(image: BuiltImage, opts: BcvkInstallOpts) -> None:
     """Refuse an image that was built with other options than `opts`."""
     opts.check_labels(image.labels)
-
-
-def describe(image: BuiltImage) -> str:
-    """The image as JSON, for `--json`."""
-    return json.dumps(
-        {"name": image.name, "id": image.id, "size": image.size, "fresh": image.fresh}
-    )
