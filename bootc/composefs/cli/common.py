@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What the commands of `cfsctl` share: finding and opening the repository, tables, options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from bootc.composefs.assemble import XattrMode
+from bootc.composefs.repository import Repository
+from bootc.errors import BootcError
+
+SHORT = 12
+"""Characters of a digest in a table."""
+Group: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    group: Group, name: str, run: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    """A subcommand whose work is `run`."""
+    made = group.add_parser(name, help=text, description=text)
+    made.set_defaults(run=run)
+    return made
+
+
+def repository_path(args: argparse.Namespace) -> str:
+    if args.repo is not None:
+        return str(args.repo)
+    if args.user or (not args.system and os.getuid() != 0):
+        home = os.environ.get("HOME")
+        if not home:
+            raise BootcError("HOME is not set", hint="name the repository with --repo")
+        return os.path.join(home, ".var/lib/composefs")
+    return "/sysroot/composefs"
+
+
+def open_repository(args: argparse.Namespace) -> Repository:
+    repo = Repository.open(repository_path(args))
+    try:
+        if args.hash is not None and args.hash != repo.algorithm.value:
+            raise BootcError(f"{repo.path} uses {repo.algorithm.value}, not {args.hash}")
+        if args.require_verity and not repo.secure:
+            raise BootcError(
+                f"{repo.path} does not require fs-verity", hint="leave --require-verity out"
+            )
+    except BaseException:
+        repo.close()
+        raise
+    return repo
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def tree_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bootable", action="store_true", help="transform it for booting")
+    parser.add_argument(
+        "--xattrs", choices=[mode.value for mode in XattrMode], default="allowlist-only"
+    )
