@@ -83,4 +83,4 @@ def interop(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks: paired runs, median ratios, a table."""
-    session.run("python", "tests/bench/bench.py", *session.posargs)
+    session.run("python", "-m", "tests.bench.bench", *session.posargs)

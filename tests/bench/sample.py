@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What the rows measure on: a scratch folder, a large file, and a tree like an operating system's.
+
+The tree that is made has 25,200 inodes and about 640 MB: 2,000 directories, 20,000 regular files
+whose sizes are spread as in a distribution's root (half of them below 4 KiB, a few of megabytes), a
+tenth of them equal to another one, symbolic links, hard links. The same seed makes the same tree.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootc.errors import BootcError
+from tests.bench.frame import MIB
+
+FOLDERS = 2000
+FILES = 20_000
+LINKS = 3200
+INODES_MIN = 25_000
+BYTES_MIN = 500_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What one run of the benchmarks works with. `given` is the tree of --tree."""
+
+    folder: Path
+    given: Path | None = None
+
+    def file(self, size: int) -> Path:
+        """A file of `size` random bytes, made when it is first asked for."""
+        path = self.folder / f"random-{size}"
+        if not path.exists():
+            with open(path, "wb") as file:
+                left = size
+                while left:
+                    left -= file.write(os.urandom(min(left, MIB)))
+        return path
+
+    def tree(self) -> Path:
+        """A root file system of at least 25,000 inodes and 500 MB. It is only read."""
+        if self.given is not None:
+            if not self.given.is_dir():
+                raise BootcError(
+                    f"{self.given} is no directory", hint="give --tree an unpacked root file system"
+                )
+            return self.given
+        path = self.folder / "tree"
+        if not path.exists():
+            make_tree(path)
+        return path
+
+    def scratch(self, name: str) -> Path:
+        """A folder of this row, on the same file system as the tree that is made."""
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        return path
+
+
+def make_tree(root: Path, *, seed: int = 1, files: int = FILES) -> None:
+    """Make a tree; `files` scales everything in it."""
+    rng = random.Random(seed)
+    noise = rng.randbytes(16 * MIB)
+    folders = [root, root / "usr", root / "boot", root / "sysroot", root / "run", root / "etc"]
+    for folder in folders:
+        folder.mkdir()
+    while len(folders) < FOLDERS * files // FILES:
+        parent = rng.choice(folders[-400:])
+        if len(parent.parts) - len(root.parts) < 9:
+            folder = parent / f"folder-{len(folders)}"
+            folder.mkdir()
+            folders.append(folder)
+    made: list[Path] = []
+    for number in range(files):
+        path = rng.choice(folders[5:] or folders) / f"file-{number}.{rng.choice('abcdef') * 3}"
+        if made and rng.random() < 0.1:
+            path.write_bytes(rng.choice(made[-50:]).read_bytes())
+        else:
+            size = min(int(rng.lognormvariate(8.2, 2.2)), 15 * MIB)
+            at = rng.randrange(MIB)
+            path.write_bytes(b"%d " % number + noise[at : at + size])
+        path.chmod(rng.choice((0o644, 0o644, 0o755, 0o600)))
+        os.utime(path, ns=(0, 1_600_000_000_000_000_000 + rng.randrange(10**17)))
+        made.append(path)
+    for number in range(LINKS * files // FILES):
+        path = rng.choice(folders) / f"link-{number}"
+        if rng.random() < 0.1:
+            path.hardlink_to(rng.choice(made))
+        else:
+            path.symlink_to(f"../{rng.choice(made).name}")
