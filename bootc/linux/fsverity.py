@@ -43,6 +43,22 @@ def measure(fd: int) -> tuple[int, bytes] | None:
     return algorithm, bytes(room[4 : 4 + size])
 
 
+def is_available(fd: int) -> bool:
+    """Whether the file system of `fd`, a file or a directory, has fs-verity and has it enabled.
+
+    It is asked without writing: what measures says ENODATA of a file that verity is not on for.
+    """
+    try:
+        fcntl.ioctl(fd, _MEASURE, bytearray(struct.pack("=HH", 0, 64) + bytes(64)))
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return True
+        if error.errno in _NO_VERITY:
+            return False
+        raise
+    return True
+
+
 def is_unsupported(error: OSError) -> bool:
     """Whether `error`, from `enable`, says that this file system has no verity at all."""
     return error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS)
