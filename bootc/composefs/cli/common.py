@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from bootc.composefs.assemble import XattrMode
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 
@@ -60,6 +59,8 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def tree_options(parser: argparse.ArgumentParser) -> None:
+    from bootc.composefs.assemble import XattrMode  # what it imports, most commands never need
+
     parser.add_argument("--bootable", action="store_true", help="transform it for booting")
     parser.add_argument(
         "--xattrs", choices=[mode.value for mode in XattrMode], default="allowlist-only"
