@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_IDMAP = 0x00100000
 
 _FSOPEN_CLOEXEC = 0x1
 _FSMOUNT_CLOEXEC = 0x1
@@ -22,10 +23,10 @@ _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
-_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
+_SET_FLAG, _SET_STRING, _SET_FD, _CREATE = 0, 1, 5, 6
 
-Option = tuple[str, str | None]
-"""(key, value); a value of None makes it a flag."""
+Option = tuple[str, str | int | None]
+"""(key, value); a value of None makes it a flag, a number is a descriptor."""
 
 
 def _context_log(fd: int) -> str:
@@ -45,6 +46,9 @@ def fsmount(fstype: str, options: "Sequence[Option]", *, attributes: int = 0) ->
         for key, value in options:
             if value is None:
                 libc.syscall(libc.SYS_FSCONFIG, context, _SET_FLAG, key.encode(), None, 0, path=key)
+            elif isinstance(value, int):
+                fd = value
+                libc.syscall(libc.SYS_FSCONFIG, context, _SET_FD, key.encode(), None, fd, path=key)
             else:
                 raw = os.fsencode(value)
                 libc.syscall(
@@ -83,6 +87,15 @@ def set_readonly(mount_fd: int) -> None:
 def set_writable(mount_fd: int) -> None:
     """Drop the mount's own read-only flag; that of its file system stays."""
     attr = struct.pack("=QQQQ", 0, MOUNT_ATTR_RDONLY, 0, 0)
+    libc.syscall(libc.SYS_MOUNT_SETATTR, mount_fd, b"", libc.AT_EMPTY_PATH, attr, len(attr))
+
+
+def set_idmap(mount_fd: int, user_namespace: int) -> None:
+    """Show owners as the user namespace `user_namespace` (a descriptor of it) maps them.
+
+    The mount must be detached and its file system capable of it; else `OSError` EINVAL.
+    """
+    attr = struct.pack("=QQQQ", MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
     libc.syscall(libc.SYS_MOUNT_SETATTR, mount_fd, b"", libc.AT_EMPTY_PATH, attr, len(attr))
 
 
