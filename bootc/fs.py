@@ -9,6 +9,7 @@ file descriptor is taken, names are relative to it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import string
@@ -39,6 +40,12 @@ def sync_directory(path: Path, *, dir_fd: int | None = None) -> None:
     """Make the names in a directory durable."""
     with open_directory(path, dir_fd=dir_fd) as fd:
         os.fsync(fd)
+
+
+def lacks_tmpfile(error: OSError) -> bool:
+    """Whether opening with O_TMPFILE failed because this file system or kernel has none."""
+    # A kernel that doesn't know the flag sees O_DIRECTORY in it, and a directory is not writable.
+    return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -11,6 +11,7 @@ The block size is always 4096 and there is never a salt, as composefs wants it.
 import errno
 import fcntl
 import struct
+import time
 
 SHA256 = 1
 SHA512 = 2
@@ -19,6 +20,8 @@ DIGEST_SIZE = {SHA256: 32, SHA512: 64}
 _ENABLE = 0x40806685
 _MEASURE = 0xC0046686
 _NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
+_BUSY_TRIES = 50
+_BUSY_PAUSE = 0.001
 
 
 def enable(fd: int, algorithm: int) -> None:
@@ -28,6 +31,22 @@ def enable(fd: int, algorithm: int) -> None:
     ENOTTY when the file system has none.
     """
     fcntl.ioctl(fd, _ENABLE, struct.pack("=IIIIQIIQ88x", 1, algorithm, 4096, 0, 0, 0, 0, 0))
+
+
+def enable_patiently(fd: int, algorithm: int) -> None:
+    """`enable`, again and again for a while when a writer is left (ETXTBSY).
+
+    A thread of ours that is between fork and exec shares our writable descriptor, closed though
+    it is here, for some milliseconds.
+    """
+    for _ in range(_BUSY_TRIES):
+        try:
+            return enable(fd, algorithm)
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+        time.sleep(_BUSY_PAUSE)
+    enable(fd, algorithm)
 
 
 def measure(fd: int) -> tuple[int, bytes] | None:
