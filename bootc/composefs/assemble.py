@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import write_image
@@ -42,6 +43,13 @@ class XattrMode(StrEnum):
 
     def keeps(self, name: bytes) -> bool:
         return name == _CAPABILITY or (self is XattrMode.KEEP_USER and name.startswith(b"user."))
+
+
+class Contents(Protocol):
+    """Where the contents of a tree's files are: a repository, or the directory that was scanned."""
+
+    def read_object(self, digest: bytes) -> bytes:
+        """The content with this fs-verity digest. Raises `BootcError` when it isn't there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +182,7 @@ def transform_for_oci(root: Directory, *, xattrs: XattrMode = XattrMode.ALLOWLIS
             }
 
 
-def transform_for_boot(root: Directory, repo: Repository) -> None:
+def transform_for_boot(root: Directory, repo: Contents) -> None:
     """Turn the tree of an image into the tree that is booted. Its boot files are gone then."""
     usr = _usr(root)
     for name in (b"boot", b"sysroot"):
@@ -196,7 +204,7 @@ def transform_for_boot(root: Directory, repo: Repository) -> None:
         node.stat.xattrs.pop(SELINUX, None)
 
 
-def find_policy(root: Directory, repo: Repository) -> str | None:
+def find_policy(root: Directory, repo: Contents) -> str | None:
     """The name of the image's SELinux policy, or None if it has none."""
     config = root.find(b"etc/selinux/config")
     if not isinstance(config, Leaf):
@@ -210,7 +218,7 @@ def find_policy(root: Directory, repo: Repository) -> str | None:
     return None
 
 
-def read_file(repo: Repository, leaf: Leaf, path: str) -> bytes:
+def read_file(repo: Contents, leaf: Leaf, path: str) -> bytes:
     """The content of a regular file of the tree; `path` names it in errors."""
     match leaf.content:
         case Inline(data=data):
