@@ -91,7 +91,9 @@ def make_parser(modules: Sequence[str] = MODULES) -> tuple[argparse.ArgumentPars
     where.add_argument("--repo", metavar="PATH", help="the repository")
     where.add_argument("--user", action="store_true", help="~/.var/lib/composefs")
     where.add_argument("--system", action="store_true", help="/sysroot/composefs")
-    where.add_argument("--no-repo", action="store_true", help="compute only, without a repository")
+    parser.add_argument(
+        "--no-repo", action="store_true", help="ask no repository; for commands that store nothing"
+    )
     parser.add_argument(
         "--hash", choices=["sha256", "sha512"], help="refuse a repository with the other one"
     )
@@ -132,6 +134,9 @@ def main(argv: Sequence[str]) -> int:
         print(_version())
         return 0
     command = find_command(argv)
+    if command == "help":
+        argv = [*(word for word in argv if word != "help"), "--help"]
+        command = find_command(argv)
     if command in NOT_OFFERED:
         print(f"error: `cfsctl {command}` is not offered", file=sys.stderr)
         print(f"hint: {NOT_OFFERED[command]}", file=sys.stderr)

@@ -1,45 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""`cfsctl`'s commands about directories: images made of them."""
+"""`cfsctl`'s commands about directories: images made of them, their digests, their dump files.
+
+A directory is taken for the root of an operating system (its root gets the metadata of /usr, /run
+is emptied, extended attributes are filtered) unless `--no-propagate-usr-to-root` says that it is to
+be taken as it is. Only `create-image` stores anything. The others need no repository: the algorithm
+is `--hash`, the version `--erofs-version`, else the repository's if there is one, else SHA-512, 1.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import dataclass
 
-from bootc.composefs.assemble import (
-    XattrMode,
-    commit_image,
-    encode_image,
-    transform_for_boot,
-    transform_for_oci,
+from bootc.composefs.assemble import XattrMode, transform_for_boot, transform_for_oci
+from bootc.composefs.cli.common import (
+    Group,
+    add_command,
+    open_repository,
+    repository_path,
+    tree_options,
 )
-from bootc.composefs.cli.common import Group, add_command, open_repository, tree_options
-from bootc.composefs.digest import digest_bytes
+from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.dumpfile import dump_lines
+from bootc.composefs.erofs_format import FormatVersion
+from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.karg import format_karg
 from bootc.composefs.repository import Repository
 from bootc.composefs.scan import find_digest, scan_directory, store_content
-from bootc.tree import Directory
+from bootc.errors import BootcError
+from bootc.tree import Directory, External, Leaf, walk
+
+_POLICY = "etc/selinux"
 
 
-def _scan(args: argparse.Namespace, repo: Repository, *, store: bool) -> Directory:
-    algorithm = repo.algorithm
-    keep = store_content(repo) if store else find_digest(algorithm)
-    root = scan_directory(args.path, keep)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Of an image: the algorithm of its digests, its version, whether verity may be missing."""
+
+    algorithm: Algorithm
+    version: FormatVersion
+    insecure: bool
+
+    def encode(self, root: Directory) -> bytes:
+        return write_image(root, version=self.version, algorithm=self.algorithm)
+
+
+class _ScannedContents:
+    """Contents of the files below etc/selinux of a directory that was scanned but not stored."""
+
+    def __init__(self, path: str, root: Directory) -> None:
+        self._paths: dict[bytes, str] = {}
+        policy = root.find_directory(_POLICY)
+        for name, node in walk(policy) if policy is not None else ():
+            content = node.content if isinstance(node, Leaf) else None
+            if isinstance(content, External) and content.digest is not None:
+                where = os.path.join(path, _POLICY, os.fsdecode(name).lstrip("/"))
+                self._paths[content.digest] = where
+
+    def read_object(self, digest: bytes) -> bytes:
+        path = self._paths.get(digest)
+        if path is None:
+            raise BootcError(f"the content with the digest {digest.hex()} is not in {_POLICY}")
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def _format(args: argparse.Namespace, repo: Repository | None) -> Format:
+    """What the options want, else what the repository wants, else the defaults."""
+    algorithm = Algorithm.SHA512 if repo is None else repo.algorithm
+    version = 1 if repo is None else repo.erofs_version
+    return Format(
+        algorithm=Algorithm(args.hash or algorithm),
+        version=FormatVersion(version if args.erofs_version is None else args.erofs_version),
+        insecure=bool(args.insecure) if repo is None else not repo.secure,
+    )
+
+
+def _compute_format(args: argparse.Namespace) -> Format:
+    """That of a command that stores nothing: a repository is asked if one is named or exists."""
+    named = args.repo is not None or args.user or args.system
+    if args.no_repo or args.hash or not (named or os.path.exists(repository_path(args))):
+        return _format(args, None)
+    with open_repository(args) as repo:
+        return _format(args, repo)
+
+
+def _scan(args: argparse.Namespace, algorithm: Algorithm, repo: Repository | None) -> Directory:
+    """The directory as the tree of the image; its contents are stored if there is a `repo`."""
+    root = scan_directory(
+        args.path, find_digest(algorithm) if repo is None else store_content(repo)
+    )
     if not args.no_propagate_usr_to_root:
         transform_for_oci(root, xattrs=XattrMode(args.xattrs))
     if args.bootable:
-        transform_for_boot(root, repo)
+        transform_for_boot(root, _ScannedContents(args.path, root) if repo is None else repo)
     return root
 
 
 def _create_image(args: argparse.Namespace) -> None:
+    if args.no_repo:
+        raise BootcError(
+            "create-image stores an image, so it needs a repository",
+            hint="leave --no-repo out, or use compute-id",
+        )
     with open_repository(args) as repo:
-        image = commit_image(repo, _scan(args, repo, store=True), name=args.name)
-        print(f"{repo.algorithm.value}:{image.id}")
+        form = _format(args, repo)
+        root = _scan(args, form.algorithm, repo)
+        digest = repo.write_image(form.encode(root), args.name)
+    print(f"{form.algorithm.value}:{digest.hex()}")
 
 
 def _compute_id(args: argparse.Namespace) -> None:
-    with open_repository(args) as repo:
-        data = encode_image(repo, _scan(args, repo, store=False))
-        print(digest_bytes(data, repo.algorithm).hex())
+    form = _compute_format(args)
+    print(digest_bytes(form.encode(_scan(args, form.algorithm, None)), form.algorithm).hex())
+
+
+def _compute_karg(args: argparse.Namespace) -> None:
+    form = _compute_format(args)
+    digest = digest_bytes(form.encode(_scan(args, form.algorithm, None)), form.algorithm)
+    print(
+        format_karg(digest, algorithm=form.algorithm, version=form.version, insecure=form.insecure)
+    )
+
+
+def _create_dumpfile(args: argparse.Namespace) -> None:
+    form = _compute_format(args)
+    for line in dump_lines(_scan(args, form.algorithm, None)):
+        print(line)
 
 
 def register(commands: Group) -> None:
@@ -47,9 +135,23 @@ def register(commands: Group) -> None:
     compute = add_command(
         commands, "compute-id", _compute_id, "Print the digest of a directory's image."
     )
-    for made in (create, compute):
-        made.add_argument("path")
-        if made is create:
-            made.add_argument("name", nargs="?")
-        made.add_argument("--no-propagate-usr-to-root", action="store_true")
-        tree_options(made)
+    karg = add_command(
+        commands,
+        "compute-karg",
+        _compute_karg,
+        "Print the kernel argument that boots a directory's image.",
+    )
+    dump = add_command(
+        commands, "create-dumpfile", _create_dumpfile, "Print a directory as a dump."
+    )
+    for made in (create, compute, karg, dump):
+        made.add_argument("path", help="the directory")
+        made.add_argument(
+            "--no-propagate-usr-to-root",
+            action="store_true",
+            help="take the directory as it is, not as the root of an operating system",
+        )
+        if made is not karg:
+            tree_options(made)
+    karg.set_defaults(bootable=True, xattrs=XattrMode.ALLOWLIST_ONLY.value)
+    create.add_argument("name", nargs="?", help="a reference to the image")
