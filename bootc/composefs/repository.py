@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """A composefs repository: objects, the images and streams made of them, and references.
 
-    meta.json                    what the repository is; its own verity makes it secure
-    objects/xx/yyyy…             see `objects`
-    images/<hex digest>          -> ../objects/xx/yyyy…      only what is linked here gets mounted
-    images/refs/<name>           -> ../<hex digest>
-    streams/<content id>         -> ../objects/xx/yyyy…      split streams
-    streams/refs/oci/<tag>       -> ../../<content id>       `%` and `/` of a tag are escaped
+    meta.json    what the repository is, see `metadata`
+    objects/     contents under their digests, see `objects`
+    images/      links to the objects that are EROFS images: only what is here gets mounted
+    streams/     links to the objects that are split streams; for both, see `refs`
 
-meta.json: `version` 1; `algorithm`, as `fsverity-sha512-12`; `features`, three lists of
-flags (an unknown incompatible one is refused); `erofs_formats`, whose `default` is the version of
-the images. Whoever has a repository open holds a shared flock on its directory; the garbage
-collector takes it exclusively.
+Whoever has a repository open holds a shared lock on it, see `locks`. Checking is in `fsck`,
+removing what nothing refers to in `gc`.
 
-Links are relative and as short as possible. Before a link is made everything it leads to is on
-the disk (one syncfs); a link is replaced in one step and its directory is synced.
+Before a link is made everything it leads to is on the disk (one syncfs); a link is replaced in one
+step and its directory is synced. So what can be found by name is whole, also after a power cut.
+Nothing is written before the file system and meta.json are seen to allow it.
 """
 
 from __future__ import annotations
@@ -23,119 +20,97 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from bootc import fs, jsonutil
+from bootc import fs
+from bootc.composefs import initialize
 from bootc.composefs.digest import Algorithm
-from bootc.composefs.objects import ObjectStore, lock, object_path
-from bootc.errors import BootcError, FormatError
+from bootc.composefs.locks import RepositoryLock
+from bootc.composefs.metadata import (
+    Metadata,
+    load_metadata,
+    read_algorithm,
+    read_metadata,
+)
+from bootc.composefs.objects import ObjectCounts, ObjectStore
+from bootc.composefs.refs import (
+    IMAGES,
+    REFS,
+    STREAMS,
+    Links,
+    NotFoundError,
+    check_content_id,
+    check_ref_name,
+    escape_tag,
+    parse_digest,
+    unescape_tag,
+)
+from bootc.errors import BootcError
 from bootc.linux import fsverity, libc
 
-_V1_EROFS = "v1_erofs"
-_CHUNK = 1 << 20
+__all__ = [
+    "Metadata",
+    "NotFoundError",
+    "OpenStatus",
+    "OpenedImage",
+    "Repository",
+    "escape_tag",
+    "read_algorithm",
+    "read_metadata",
+    "unescape_tag",
+]
+
 OCI_REFS = "oci"
+_CHUNK = 1 << 20
 
 
-class NotFoundError(BootcError):
-    """A stream, image or reference that isn't in the repository."""
+class OpenStatus(StrEnum):
+    """What `Repository.ensure` did."""
+
+    OPENED = "Opened"
+    CREATED = "Created"
+    UPGRADED = "Upgraded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metadata:
-    """The content of meta.json."""
+class OpenedImage:
+    """An image to be mounted; `fd` is the caller's.
 
-    algorithm: Algorithm
-    erofs_default: int = 1
-    erofs_extra: tuple[int, ...] = ()
-    compatible: tuple[str, ...] = ()
-    read_only_compatible: tuple[str, ...] = field(default=(_V1_EROFS,))
+    `verified`: the kernel vouches for the content, or a reference was relied upon. Otherwise it is
+    mounted without asking for verity.
+    """
 
-    def to_json(self) -> str:
-        formats: dict[str, int | list[int]] = {"default": self.erofs_default}
-        if self.erofs_extra:
-            formats["extra"] = sorted(self.erofs_extra)
-        return jsonutil.pretty(
-            {
-                "version": 1,
-                "algorithm": self.algorithm.identifier,
-                "features": {
-                    "compatible": list(self.compatible),
-                    "read-only-compatible": list(self.read_only_compatible),
-                    "incompatible": [],
-                },
-                "erofs_formats": formats,
-            }
-        )
-
-
-def read_algorithm(identifier: str, source: str) -> Algorithm:
-    """The algorithm that `fsverity-sha512-12` and the like name."""
-    for algorithm in Algorithm:
-        if algorithm.identifier == identifier:
-            return algorithm
-    raise FormatError(source, ".algorithm", f"unknown algorithm {identifier!r}")
-
-
-def read_metadata(text: bytes, source: str) -> Metadata:
-    """Parse meta.json; refuses what this program would handle wrongly."""
-    top = jsonutil.read_object(text, source)
-    if top.integer("version") > 1:
-        raise FormatError(source, ".version", f"version {top.integer('version')} is too new")
-    features = top.optional_table("features")
-    flags: dict[str, tuple[str, ...]] = {}
-    for kind in ("compatible", "read-only-compatible", "incompatible"):
-        listed = features is not None and features.has(kind)
-        flags[kind] = tuple(features.texts(kind)) if features is not None and listed else ()
-    if flags["incompatible"]:
-        raise FormatError(
-            source, ".features.incompatible", f"unknown features {list(flags['incompatible'])}"
-        )
-    default, extra = 2, tuple[int, ...]()
-    formats = top.optional_table("erofs_formats")
-    if formats is not None:
-        default = formats.integer("default")
-        listed = formats.value.get("extra", [])
-        if not isinstance(listed, list) or not all(isinstance(item, int) for item in listed):
-            raise FormatError(source, ".erofs_formats.extra", "expected integers")
-        extra = tuple(listed)
-    if default == 2 and not extra and _V1_EROFS in flags["read-only-compatible"]:
-        default = 1
-    if default not in (0, 1, 2):
-        raise FormatError(source, ".erofs_formats.default", f"unknown EROFS version {default}")
-    return Metadata(
-        algorithm=read_algorithm(top.text("algorithm"), source),
-        erofs_default=default,
-        erofs_extra=extra,
-        compatible=flags["compatible"],
-        read_only_compatible=flags["read-only-compatible"],
-    )
-
-
-def escape_tag(name: str) -> str:
-    """The file name of a tag. Raises `BootcError` for a name that can't be one."""
-    if not name or name.startswith("@") or "\0" in name or name in (".", ".."):
-        raise BootcError(f"{name!r} is no valid tag name")
-    return name.replace("%", "%25").replace("/", "%2F")
-
-
-def unescape_tag(name: str) -> str:
-    return name.replace("%2F", "/").replace("%25", "%")
+    fd: int
+    digest: bytes
+    verified: bool
 
 
 class Repository:
     """An open repository, a context manager; made by `Repository.init` and `Repository.open`."""
 
-    def __init__(self, fd: int, path: str, metadata: Metadata, *, secure: bool) -> None:
-        """Takes over the directory descriptor `fd`, locked."""
+    def __init__(
+        self,
+        fd: int,
+        path: str,
+        metadata: Metadata,
+        *,
+        secure: bool,
+        repository_lock: RepositoryLock,
+        erofs_version: int | None = None,
+    ) -> None:
+        """Takes over the directory descriptor `fd` and the lock on it."""
         self.fd = fd
         self.path = path
         self.metadata = metadata
         self.secure = secure
+        self.links = Links(fd, path, metadata.algorithm)
+        self._lock = repository_lock
+        self._erofs_version = erofs_version
         self._store: ObjectStore | None = None
         self._objects_fd = -1
-        self._dirty = False
 
     @classmethod
     def init(
@@ -145,42 +120,55 @@ class Repository:
         algorithm: Algorithm = Algorithm.SHA512,
         secure: bool = True,
         erofs_version: int = 1,
+        extra_versions: tuple[int, ...] = (),
     ) -> Self:
         """Make a repository, or open the one that is there if it is the same kind.
 
         Only the last component of `path` is created. `secure` needs fs-verity.
         """
-        flags = (_V1_EROFS,) if erofs_version == 1 else ()
-        metadata = Metadata(
-            algorithm=algorithm, erofs_default=erofs_version, read_only_compatible=flags
-        )
-        created = False
+        where = os.fspath(path)
+        metadata = Metadata.fresh(algorithm, default=erofs_version, extra=extra_versions)
+        created = initialize.make_directory(where)
         try:
-            os.mkdir(path, 0o700)
-            created = True
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise BootcError(f"cannot make the repository {path}: {error.strerror}") from error
-        try:
-            _initialize(os.fspath(path), metadata, secure=secure)
+            initialize.initialize(where, metadata, secure=secure)
         except BaseException:
             if created:
-                os.rmdir(path)
+                os.rmdir(where)
             raise
-        fs.sync_directory(os.path.dirname(os.path.abspath(path)))
-        repo = cls.open(path)
+        fs.sync_directory(os.path.dirname(os.path.abspath(where)))
+        repo = cls.open(where)
         if secure and not repo.secure:
             repo.close()
             raise BootcError(
-                f"{path} is already a repository, and an insecure one",
-                hint="ask for an insecure one, or remove meta.json to make it anew",
+                f"{where} is already a repository, and an insecure one",
+                hint="ask for an insecure one, or make it anew with --reset-metadata",
             )
         return repo
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open the repository at `path` with a shared lock; close it, or use `with`."""
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        upgrade: bool = False,
+        erofs_version: int | None = None,
+    ) -> Self:
+        """Open the repository at `path` with a shared lock; close it, or use `with`.
+
+        `upgrade` also opens an old one without meta.json, and writes that if it may write at all.
+        `erofs_version` is the format of images for as long as this handle is open.
+        """
+        return cls._open(path, upgrade=upgrade, erofs_version=erofs_version)[0]
+
+    @classmethod
+    def _open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        upgrade: bool,
+        erofs_version: int | None = None,
+    ) -> tuple[Self, bool]:
+        """The repository and whether it was upgraded."""
         where = os.fspath(path)
         try:
             fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -189,13 +177,77 @@ class Repository:
                 f"cannot open the repository {where}: {error.strerror}",
                 hint=f"make it with `cfsctl --repo {where} init`",
             ) from error
+        held = None
         try:
-            lock(fd)
-            metadata, secure = _load_metadata(fd, where)
-            return cls(fd, where, metadata, secure=secure)
+            held = RepositoryLock(fd, where)
+            found = load_metadata(fd, where)
+            upgraded = found is None
+            if found is None:
+                found = initialize.upgrade(fd, where, allowed=upgrade)
+            metadata, secure = found
+            repo = cls(
+                fd,
+                where,
+                metadata,
+                secure=secure,
+                repository_lock=held,
+                erofs_version=erofs_version,
+            )
+            return repo, upgraded
         except BaseException:
+            if held is not None:
+                held.release()
             os.close(fd)
             raise
+
+    @classmethod
+    def ensure(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        algorithm: Algorithm | None = None,
+        secure: bool = True,
+        erofs_version: int = 1,
+    ) -> tuple[Self, OpenStatus]:
+        """Open whatever repository is at `path`, upgraded if it is old, or make one.
+
+        One that exists keeps its configuration; only another algorithm than `algorithm`, if that
+        is given, is refused. `secure` and `erofs_version` are those of a new one.
+        """
+        where = os.fspath(path)
+        if not initialize.is_repository(where):
+            made = cls.init(
+                where,
+                algorithm=algorithm or Algorithm.SHA512,
+                secure=secure,
+                erofs_version=erofs_version,
+            )
+            return made, OpenStatus.CREATED
+        repo, upgraded = cls._open(where, upgrade=True)
+        if algorithm not in (None, repo.algorithm):
+            repo.close()
+            raise BootcError(
+                f"{where} is a repository with {repo.algorithm.identifier}, "
+                f"not {algorithm.identifier}",
+                hint="leave the algorithm out to take it as it is",
+            )
+        return repo, OpenStatus.UPGRADED if upgraded else OpenStatus.OPENED
+
+    @classmethod
+    def reset_metadata(cls, path: str | os.PathLike[str]) -> None:
+        """Remove `streams`, `images` and meta.json, and keep the objects; `init` makes it anew.
+
+        Waits until nobody has the repository open. An interruption leaves a whole repository or
+        one without meta.json.
+        """
+        where = os.fspath(path)
+        with fs.open_directory(where) as fd:
+            held = RepositoryLock(fd, where)
+            try:
+                with held.exclusive():
+                    initialize.reset(fd, where)
+            finally:
+                held.release()
 
     def __enter__(self) -> Self:
         return self
@@ -214,8 +266,11 @@ class Repository:
             os.close(self._objects_fd)
             self._store = None
         if self.fd >= 0:
+            self._lock.release()
             os.close(self.fd)
             self.fd = -1
+
+    # -- What it is
 
     @property
     def algorithm(self) -> Algorithm:
@@ -223,50 +278,102 @@ class Repository:
 
     @property
     def erofs_version(self) -> int:
-        """The version of EROFS images that this repository wants: 0, 1 or 2."""
-        return self.metadata.erofs_default
+        """The version of EROFS images that is wanted first: 0, 1 or 2."""
+        return self.erofs_versions[0]
+
+    @property
+    def erofs_versions(self) -> tuple[int, ...]:
+        """All versions of EROFS images that are to be made; the first one gets the reference."""
+        if self._erofs_version is not None:
+            return (self._erofs_version,)
+        return (self.metadata.erofs_default, *self.metadata.erofs_extra)
+
+    @property
+    def why_read_only(self) -> str | None:
+        """The reason why this repository cannot be written to, or None if it can."""
+        if unknown := self.metadata.unknown_features:
+            return f"{self.path} has features that this program cannot write: {', '.join(unknown)}"
+        if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
+            return f"{self.path} lies on a file system that is mounted read-only"
+        if not os.access(".", os.W_OK, dir_fd=self.fd, effective_ids=True):
+            return f"there is no permission to write to {self.path}"
+        return None
+
+    def need_writable(self) -> None:
+        """Raises `BootcError` if the repository cannot be written to."""
+        reason = self.why_read_only
+        if reason is not None:
+            raise BootcError(f"the repository is read-only: {reason}")
+
+    def counts(self) -> ObjectCounts:
+        """What was stored since the repository was opened."""
+        return ObjectCounts() if self._store is None else self._store.counts()
+
+    # -- Objects
 
     @property
     def objects(self) -> ObjectStore:
         if self._store is None:
-            self._make_directory("objects")
-            self._objects_fd = os.open(
-                "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd
-            )
+            try:
+                fd = self._open_objects()
+            except FileNotFoundError:
+                self.need_writable()
+                self.links.make_directory("objects")
+                fd = self._open_objects()
+            self._objects_fd = fd
             path = os.path.join(self.path, "objects")
-            self._store = ObjectStore(self._objects_fd, path, self.algorithm, secure=self.secure)
+            self._store = ObjectStore(fd, path, self.algorithm, secure=self.secure)
         return self._store
+
+    def _open_objects(self) -> int:
+        return os.open("objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
     def writable_objects(self) -> ObjectStore:
         """The object store, ready for writing from any thread."""
-        if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY or not os.access(
-            ".", os.W_OK, dir_fd=self.fd
-        ):
-            raise BootcError(f"the repository {self.path} is read-only")
-        self._dirty = True
+        self.need_writable()
         store = self.objects
         store.prepare()
         return store
 
     def ensure_object(self, data: bytes) -> bytes:
         """Store `data` as an object, unless it is one, and return its digest."""
-        return self.writable_objects().store(data)
+        with self._storing():
+            return self.writable_objects().store(data)
 
     def ensure_object_from(self, reader: BinaryIO, size: int | None = None) -> bytes:
         """Store what `reader` gives to its end, which must be `size` bytes if that is said."""
-        store = self.writable_objects()
-        fd = store.create()
-        done = 0
+        with self._storing():
+            store = self.writable_objects()
+            fd = store.create()
+            done = 0
+            try:
+                while chunk := reader.read(_CHUNK):
+                    fs.write_all(fd, chunk)
+                    done += len(chunk)
+                if size is not None and done != size:
+                    raise BootcError(f"got {done} bytes for an object of {size}")
+            except BaseException:
+                store.discard(fd)
+                raise
+            return store.adopt(fd, done)
+
+    def import_object(self, fd: int, *, hardlink: bool = False, zerocopy: bool = False) -> bytes:
+        """Make what the regular file `fd` holds an object; see `ObjectStore.import_file`."""
+        with self._storing():
+            return self.writable_objects().import_file(fd, hardlink=hardlink, zerocopy=zerocopy)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
         try:
-            while chunk := reader.read(_CHUNK):
-                fs.write_all(fd, chunk)
-                done += len(chunk)
-            if size is not None and done != size:
-                raise BootcError(f"got {done} bytes for an object of {size}")
-        except BaseException:
-            os.close(fd)
-            raise
-        return store.adopt(fd, done)
+            yield
+        except OSError as error:
+            raise self.storing_failed(error) from error
+
+    def storing_failed(self, error: OSError) -> BootcError:
+        """The error to report when an object could not be stored."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"make room on the file system of {self.path}" if full else None
+        return BootcError(f"cannot store an object in {self.path}: {error.strerror}", hint=hint)
 
     def open_object(self, digest: bytes) -> int:
         """A verified descriptor of the object, to be closed by the caller."""
@@ -276,21 +383,25 @@ class Repository:
         with os.fdopen(self.open_object(digest), "rb") as file:
             return file.read()
 
+    # -- Streams
+
     def write_stream(self, content_id: str, data: bytes) -> bytes:
         """Store the split stream `data` and publish it as `streams/<content id>`."""
+        check_content_id(content_id)
         digest = self.ensure_object(data)
         self.publish_streams({content_id: digest})
         return digest
 
     def publish_streams(self, streams: dict[str, bytes]) -> None:
         """Link stored split streams under their content ids, in order, after one sync."""
+        self.need_writable()
         self.sync()
         for content_id, digest in streams.items():
-            self._link(f"streams/{_checked(content_id)}", f"objects/{object_path(digest)}")
+            self.links.publish_object(f"{STREAMS}/{check_content_id(content_id)}", digest)
 
     def find_stream(self, content_id: str) -> bytes | None:
         """The digest of the split stream `content_id`, or None."""
-        return self._read_link(f"streams/{_checked(content_id)}")
+        return self.links.object_of(f"{STREAMS}/{check_content_id(content_id)}")
 
     def read_stream(self, content_id: str) -> bytes:
         digest = self.find_stream(content_id)
@@ -298,207 +409,138 @@ class Repository:
             raise NotFoundError(f"there is no stream {content_id} in {self.path}")
         return self.read_object(digest)
 
+    def resolve_stream(self, name: str) -> str:
+        """The content id that `name` stands for: itself, or a path that begins with `refs/`."""
+        if name.startswith(f"{REFS}/"):
+            found = self.links.target(f"{STREAMS}/{check_ref_name(name)}")
+            name = "" if found is None else found.rsplit("/", 1)[-1]
+        if not name or self.find_stream(name) is None:
+            raise NotFoundError(f"there is no stream {name} in {self.path}")
+        return name
+
+    # -- Images
+
     def write_image(self, data: bytes, name: str | None = None) -> bytes:
         """Store an EROFS image, publish it, under `name` too, and return its digest."""
+        if name is not None:
+            check_ref_name(name)
         digest = self.ensure_object(data)
         self.sync()
-        self._link(f"images/{digest.hex()}", f"objects/{object_path(digest)}")
+        self.links.publish_object(f"{IMAGES}/{digest.hex()}", digest)
         if name is not None:
-            if any(part in ("", ".", "..") for part in name.split("/")):
-                raise BootcError(f"{name!r} is no valid image name")
-            self._link(f"images/refs/{name}", f"images/{digest.hex()}")
+            self.name_image(digest, name)
         return digest
 
+    def name_image(self, digest: bytes, name: str) -> None:
+        """Make `name` lead to the image `digest`, which must exist."""
+        self.need_writable()
+        if not self.has_image(digest):
+            raise NotFoundError(f"there is no image {digest.hex()} in {self.path}")
+        self.links.publish(f"{IMAGES}/{REFS}/{check_ref_name(name)}", f"{IMAGES}/{digest.hex()}")
+
     def has_image(self, digest: bytes) -> bool:
-        return self._read_link(f"images/{digest.hex()}") is not None
+        return self.links.object_of(f"{IMAGES}/{digest.hex()}") is not None
 
     def find_image(self, name: str) -> bytes | None:
-        """The digest of the image that `name`, hexadecimal or a reference, stands for."""
-        found = self._read_link(f"images/{name}") if "/" not in name else None
-        if found is not None or name in (".", "..", ""):
-            return found
-        try:
-            target = os.readlink(f"images/refs/{name}", dir_fd=self.fd)
-        except OSError:
+        """The digest of the image that `name` stands for.
+
+        That is its digest in hexadecimal, or a reference, with or without `refs/` before it.
+        """
+        if name in (".", "..", "", REFS) or "\0" in name:
             return None
-        return _parse_hex(target.rsplit("/", 1)[-1], self.algorithm)
+        found = self.links.object_of(f"{IMAGES}/{name}") if "/" not in name else None
+        if found is not None:
+            return found
+        target = self.links.target(f"{IMAGES}/{REFS}/{name.removeprefix(f'{REFS}/')}")
+        if target is None:
+            return None
+        return parse_digest(target.rsplit("/", 1)[-1], self.algorithm)
+
+    def need_image(self, name: str) -> bytes:
+        """`find_image`, or `NotFoundError`."""
+        digest = self.find_image(name)
+        if digest is None:
+            raise NotFoundError(
+                f"there is no image {name} in {self.path}", hint="`cfsctl images` lists the images"
+            )
+        return digest
+
+    def open_image(self, name: str) -> OpenedImage:
+        """Open an image that is linked under `images`, by its digest or by a reference.
+
+        By digest the kernel must agree. By reference the repository is relied upon. Raises
+        `NotFoundError` if there is none, `BootcError` if it is damaged.
+        """
+        digest = self.need_image(name)
+        if not self.has_image(digest):
+            raise NotFoundError(f"there is no image {digest.hex()} in {self.path}")
+        fd = self.open_object(digest)
+        trusted = name.lower() != digest.hex()
+        try:
+            verified = trusted or fsverity.measure(fd) is not None
+        except BaseException:
+            os.close(fd)
+            raise
+        return OpenedImage(fd=fd, digest=digest, verified=verified)
+
+    def read_image(self, name: str) -> bytes:
+        """The bytes of the image that `name` stands for."""
+        with os.fdopen(self.open_image(name).fd, "rb") as file:
+            return file.read()
 
     def image_refs(self) -> Iterator[tuple[str, str]]:
         """(name, hexadecimal digest) of the named images, sorted by name."""
-        yield from _walk_links(self.fd, "images/refs")
+        yield from self._named(f"{IMAGES}/{REFS}")
+
+    def _named(self, folder: str) -> Iterator[tuple[str, str]]:
+        for found in self.links.references(folder):
+            if found.target is not None:
+                yield found.path.removeprefix(f"{folder}/"), found.leads_to
+
+    # -- Tags
 
     def tag(self, content_id: str, name: str) -> None:
         """Make the tag `name` lead to the stream `content_id`, which must exist."""
+        self.name_stream(content_id, f"{OCI_REFS}/{escape_tag(name)}")
+
+    def name_stream(self, content_id: str, name: str) -> None:
+        """Make `streams/refs/<name>` lead to the stream `content_id`, which must exist."""
+        self.need_writable()
         if self.find_stream(content_id) is None:
             raise NotFoundError(f"there is no stream {content_id} in {self.path}")
         self.sync()
-        self._link(f"streams/refs/{OCI_REFS}/{escape_tag(name)}", f"streams/{content_id}")
+        self.links.publish(f"{STREAMS}/{REFS}/{check_ref_name(name)}", f"{STREAMS}/{content_id}")
 
     def untag(self, name: str) -> None:
-        folder = f"streams/refs/{OCI_REFS}"
-        try:
-            os.unlink(f"{folder}/{escape_tag(name)}", dir_fd=self.fd)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"there is no tag {name} in {self.path}") from error
-        fs.sync_directory(folder, dir_fd=self.fd)
+        self.need_writable()
+        if not self.links.remove(f"{STREAMS}/{REFS}/{OCI_REFS}/{escape_tag(name)}"):
+            raise NotFoundError(f"there is no tag {name} in {self.path}")
 
     def find_tag(self, name: str) -> str | None:
         """The content id that a tag leads to, or None."""
-        try:
-            target = os.readlink(f"streams/refs/{OCI_REFS}/{escape_tag(name)}", dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
-        return target.rsplit("/", 1)[-1]
+        target = self.links.target(f"{STREAMS}/{REFS}/{OCI_REFS}/{escape_tag(name)}")
+        return None if target is None else target.rsplit("/", 1)[-1]
 
     def tags(self) -> Iterator[tuple[str, str]]:
         """(tag, content id), sorted by tag."""
-        found = _walk_links(self.fd, f"streams/refs/{OCI_REFS}")
+        found = self._named(f"{STREAMS}/{REFS}/{OCI_REFS}")
         yield from sorted((unescape_tag(name), content_id) for name, content_id in found)
 
+    # -- Durability and locks
+
     def sync(self) -> None:
-        """Bring to the disk what was written since the last time."""
-        if self._dirty:
-            libc.syncfs(self.fd)
-            self._dirty = False
+        """Bring to the disk what was stored since the last time."""
+        store = self._store
+        if store is not None and store.changed:
+            store.changed = False
+            try:
+                libc.syncfs(self.fd)
+            except OSError as error:
+                store.changed = True
+                raise self.storing_failed(error) from error
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Wait until nobody else has the repository open, and keep everybody out."""
-        lock(self.fd, exclusive=True)
-        try:
+        with self._lock.exclusive():
             yield
-        finally:
-            lock(self.fd)
-
-    def _make_directory(self, path: str) -> None:
-        """Make `path` and its parents, durably, where they don't exist."""
-        try:
-            os.mkdir(path, 0o755, dir_fd=self.fd)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            self._make_directory(os.path.dirname(path))
-            os.mkdir(path, 0o755, dir_fd=self.fd)
-        fs.sync_directory(os.path.dirname(path) or ".", dir_fd=self.fd)
-
-    def _link(self, path: str, target: str) -> None:
-        """Publish the link `path`; both names are relative to the repository."""
-        folder = os.path.dirname(path)
-        self._make_directory(folder)
-        try:
-            fs.replace_symlink(os.path.relpath(target, folder), path, dir_fd=self.fd)
-        except OSError as error:
-            raise BootcError(
-                f"cannot make the link {self.path}/{path}: {error.strerror}"
-            ) from error
-
-    def _read_link(self, path: str) -> bytes | None:
-        """The digest in the target of a link to an object."""
-        try:
-            target = os.readlink(path, dir_fd=self.fd)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG):
-                return None
-            raise
-        digest = _parse_hex("".join(target.split("/")[-2:]), self.algorithm)
-        if digest is None:
-            raise FormatError(f"{self.path}/{path}", None, f"does not lead to an object: {target}")
-        return digest
-
-
-def _checked(content_id: str) -> str:
-    if not content_id or "/" in content_id or "\0" in content_id or content_id in (".", ".."):
-        raise BootcError(f"{content_id!r} is no valid content identifier")
-    return content_id
-
-
-def _parse_hex(text: str, algorithm: Algorithm) -> bytes | None:
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return digest if len(digest) == algorithm.size and len(text) == 2 * len(digest) else None
-
-
-def _walk_links(fd: int, folder: str) -> Iterator[tuple[str, str]]:
-    """(path below `folder`, last component of the target) of every symlink, sorted."""
-    try:
-        with fs.open_directory(folder, dir_fd=fd) as here:
-            names = sorted(os.listdir(here))
-    except FileNotFoundError:
-        return
-    for name in names:
-        path = f"{folder}/{name}"
-        try:
-            yield name, os.readlink(path, dir_fd=fd).rsplit("/", 1)[-1]
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            for below, target in _walk_links(fd, path):
-                yield f"{name}/{below}", target
-
-
-def _initialize(path: str, metadata: Metadata, *, secure: bool) -> None:
-    """Write meta.json, or check that the one there says the same."""
-    with fs.open_directory(path) as fd:
-        try:
-            _write_metadata(fd, metadata, secure=secure)
-            os.fsync(fd)
-        except FileExistsError:
-            _check_same(fd, path, metadata)
-        except OSError as error:
-            if secure and fsverity.is_unsupported(error):
-                raise BootcError(
-                    f"{path}: the file system has no fs-verity",
-                    hint="use ext4 with `tune2fs -O verity`, or btrfs, or --insecure",
-                ) from error
-            raise BootcError(f"cannot write {path}/meta.json: {error.strerror}") from error
-
-
-def _write_metadata(fd: int, metadata: Metadata, *, secure: bool) -> None:
-    """Write meta.json, never over an existing one (`FileExistsError`)."""
-    file = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd)
-    try:
-        fs.write_all(file, metadata.to_json().encode())
-        os.fsync(file)
-        reading = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-        os.close(file)
-        file = reading
-        if "meta.json" in os.listdir(fd):
-            raise FileExistsError(errno.EEXIST, "exists", "meta.json")
-        if secure:
-            fsverity.enable(file, metadata.algorithm.kernel)
-        libc.link_fd(file, fd, "meta.json")
-    finally:
-        os.close(file)
-
-
-def _load_metadata(fd: int, path: str) -> tuple[Metadata, bool]:
-    source = os.path.join(path, "meta.json")
-    try:
-        file = os.open("meta.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
-    except FileNotFoundError as error:
-        if "objects" in os.listdir(fd):
-            raise BootcError(
-                f"{path} is a repository of an old format without meta.json"
-            ) from error
-        raise BootcError(
-            f"{path} is not a composefs repository",
-            hint=f"make it one with `cfsctl --repo {path} init`",
-        ) from error
-    with os.fdopen(file, "rb") as reader:
-        measured = fsverity.measure(reader.fileno())
-        metadata = read_metadata(reader.read(), source)
-    if measured is not None and measured[0] != metadata.algorithm.kernel:
-        raise FormatError(source, ".algorithm", "is not the one of the file's own fs-verity")
-    return metadata, measured is not None
-
-
-def _check_same(fd: int, path: str, wanted: Metadata) -> None:
-    found, _ = _load_metadata(fd, path)
-    if found != wanted:
-        raise BootcError(
-            f"{path} is already a repository with {found.algorithm.identifier} and EROFS version "
-            f"{found.erofs_default}",
-            hint="open it as it is, or remove meta.json to make it anew",
-        )

@@ -41,10 +41,12 @@ def enable_patiently(fd: int, algorithm: int) -> None:
     """
     for _ in range(_BUSY_TRIES):
         try:
-            return enable(fd, algorithm)
+            enable(fd, algorithm)
         except OSError as error:
             if error.errno != errno.ETXTBSY:
                 raise
+        else:
+            return
         time.sleep(_BUSY_PAUSE)
     enable(fd, algorithm)
 
