@@ -42,7 +42,8 @@ class External:
     """A regular file of `size` bytes whose content is the object `digest` (raw fs-verity bytes).
 
     `payload` is the redirect path when it isn't the one that follows from the digest (dump files
-    can say so); `digest` is None when the content is only named and not verified.
+    can say so; empty: there is none); `digest` is None when the content is only named and not
+    verified.
     """
 
     size: int

@@ -180,7 +180,9 @@ class _Parser:
             return Inline(content)
         if text is not None:
             digest = self.digest(text)
-            return External(size, digest, None if payload == object_path(digest) else payload)
+            return External(
+                size, digest, None if payload == object_path(digest) else payload or b""
+            )
         if payload is not None:
             return External(size, None, payload)
         return Sparse(size) if size else Inline(b"")

@@ -61,10 +61,16 @@ _STUBS = frozenset(STUBS)
 _DIRECTORY = FILE_TYPE[st.S_IFDIR]
 
 
-def read_image(data: bytes | memoryview, source: str = "image") -> Directory:
-    """The tree that an image holds; `source` names it in errors."""
+def read_image(
+    data: bytes | memoryview, source: str = "image", *, as_is: bool = False
+) -> Directory:
+    """The tree that an image holds; `source` names it in errors.
+
+    `as_is`: read like the C tools. Link counts of leaves are not checked but kept in `Leaf.nlink`
+    (a dump file can say anything there), and so are the opaque marks of directories.
+    """
     with paused_collector():
-        return _Reader(ErofsImage(data, source), validate=False).read()
+        return _Reader(ErofsImage(data, source), validate=False, as_is=as_is).read()
 
 
 def collect_objects(data: bytes | memoryview, source: str = "image") -> set[bytes]:
@@ -78,10 +84,11 @@ def collect_objects(data: bytes | memoryview, source: str = "image") -> set[byte
 class _Reader:
     """One image on its way to a tree."""
 
-    def __init__(self, image: ErofsImage, *, validate: bool) -> None:
+    def __init__(self, image: ErofsImage, *, validate: bool, as_is: bool = False) -> None:
         self.image = image
         self.fail = image.fail
         self.validate = validate
+        self.as_is = as_is
         self.epoch = image.super.version.epoch
         self.objects: set[bytes] = set()
         self.leaves: dict[int, tuple[Inode, Leaf]] = {}
@@ -152,7 +159,7 @@ class _Reader:
             self.fail(inode.offset, f"{inode.links} links, but {subdirectories} subdirectories")
         if marked:
             marks = WHITEOUTS_MARKS
-            if self.image.super.version >= FormatVersion.V1:
+            if self.image.super.version >= FormatVersion.V1 and not self.as_is:
                 marks = marks | OPAQUE_MARKS
             _strip(directory.stat, marks)
 
@@ -169,6 +176,9 @@ class _Reader:
     def check_names(self, directories: int) -> None:
         """What can be said only when everything was read."""
         for nid, (inode, leaf) in self.leaves.items():
+            if self.as_is:
+                leaf.nlink = inode.links
+                continue
             if inode.links != self.names[nid]:
                 self.fail(inode.offset, f"{inode.links} links, but {self.names[nid]} names")
             if inode.links > 1 and leaf.content == _WHITEOUT:
@@ -233,8 +243,9 @@ class _Reader:
                 self.objects.add(named)
         if digest is not None:
             self.objects.add(digest)
-            # Nearly always the path that follows from the digest.
-            return External(inode.size, digest, None if path == object_path(digest) else path)
+            # Nearly always the path that follows from the digest; b"" says that there is none.
+            payload = None if path == object_path(digest) else path or b""
+            return External(inode.size, digest, payload)
         if path is not None:
             return External(inode.size, None, path)
         if inode.layout == CHUNK_BASED:

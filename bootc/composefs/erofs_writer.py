@@ -91,6 +91,18 @@ def write_image(
         return _Image(root, version, algorithm).write()
 
 
+def has_whiteouts(root: Directory) -> bool:
+    """Whether the tree contains whiteouts (character device 0), which V1 images mark better."""
+    directories = [root]
+    for directory in directories:
+        for node in directory.entries.values():
+            if isinstance(node, Directory):
+                directories.append(node)
+            elif _is_whiteout(node.content):
+                return True
+    return False
+
+
 class _Image:
     """One image on its way from tree to bytes; the lists have an item per inode, in order."""
 

@@ -146,7 +146,7 @@ class AttributeTable:
         group = self._intern(xattrs, {}) if xattrs else self._plain
         group.count += 1
         mask = group.mask | self._masks[0]
-        if path is None:
+        if not path:
             entries = (*group.before, metacopy, *group.between, *group.after)
         else:
             # As encode_entry does it; paths have one length, so the front is made once.

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""`mkcomposefs SOURCE IMAGE`: an image of a directory or of a dump file, byte for byte as the C
+tool of this name makes it. Specification: mkcomposefs(1).
+
+Digests are sha256. A directory's contents of more than 64 bytes go to the digest store, if one is
+named. Options about what of a directory is taken mean nothing for a dump file.
+
+Format versions: the image is written as the lowest one, 0, and as 1 when it contains whiteouts and
+the highest one is at least 1. As soon as one of `--min-version` and `--max-version` is given, the
+other one defaults to 0, and a highest one below the lowest is raised to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bootc.composefs.cli import classic
+from bootc.composefs.cli.classic import UsageError
+from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.dumpfile import parse_dump
+from bootc.composefs.erofs_format import FormatVersion
+from bootc.composefs.erofs_writer import has_whiteouts, write_image
+from bootc.composefs.scan import find_digest, scan_directory
+from bootc.errors import BootcError
+from bootc.tree import Directory
+
+USAGE = """\
+usage: mkcomposefs [OPTIONS] SOURCE IMAGE
+  --from-file           SOURCE is a dump file (- for the standard input), not a directory
+  --digest-store=DIR    store the contents of files in this directory
+  --print-digest        print the image's fs-verity digest
+  --print-digest-only   print it, and write no IMAGE (which isn't given, then)
+  --use-epoch           set all modification times to zero
+  --skip-devices        leave block and character devices out
+  --skip-xattrs         leave extended attributes out
+  --user-xattrs         take only extended attributes that begin with user.
+  --min-version=N       lowest format version (default: 0)
+  --max-version=N       highest format version (default: 1, or 0 if --min-version is given)
+  --threads=N           processes that compute digests and copy (default: one per processor)
+IMAGE may be - for the standard output.
+"""
+_NAMES = (
+    *("from-file", "digest-store=", "print-digest", "print-digest-only", "use-epoch"),
+    *("skip-devices", "skip-xattrs", "user-xattrs", "min-version=", "max-version=", "threads="),
+)
+_NUMBER = re.compile(r"\s*[+-]?[0-9]+\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeOptions:
+    """The command line; `image` is None for `--print-digest-only`."""
+
+    source: str
+    image: str | None
+    from_file: bool = False
+    digest_store: str | None = None
+    print_digest: bool = False
+    use_epoch: bool = False
+    skip_devices: bool = False
+    skip_xattrs: bool = False
+    user_xattrs: bool = False
+    min_version: int = 0
+    max_version: int = 1
+    threads: int | None = None
+
+
+def parse_options(argv: Sequence[str]) -> MakeOptions:
+    """Read the command line. Raises `UsageError`, and `BootcError` for a bad value."""
+    options, operands = classic.split_options(argv, _NAMES)
+    given = dict(options)
+    if not operands:
+        raise UsageError("no SOURCE is given")
+    only = "--print-digest-only" in given
+    if len(operands) > 2:
+        raise UsageError("there are more operands than SOURCE and IMAGE")
+    if only and len(operands) == 2:
+        raise UsageError("no IMAGE is written with --print-digest-only: leave it out")
+    if not only and len(operands) == 1:
+        raise UsageError("no IMAGE is given")
+    if "--skip-xattrs" in given and "--user-xattrs" in given:
+        raise BootcError("--skip-xattrs and --user-xattrs contradict each other")
+    lowest, highest = _number(given, "--min-version"), _number(given, "--max-version")
+    if lowest is None and highest is None:
+        highest = 1
+    threads = _number(given, "--threads")
+    if threads is not None and threads < 1:
+        raise BootcError(f"--threads={given['--threads']}: at least one is needed")
+    return MakeOptions(
+        source=operands[0],
+        image=None if only else operands[1],
+        from_file="--from-file" in given,
+        digest_store=given.get("--digest-store"),
+        print_digest=only or "--print-digest" in given,
+        use_epoch="--use-epoch" in given,
+        skip_devices="--skip-devices" in given,
+        skip_xattrs="--skip-xattrs" in given,
+        user_xattrs="--user-xattrs" in given,
+        min_version=lowest or 0,
+        max_version=max(highest or 0, lowest or 0),
+        threads=threads,
+    )
+
+
+def _number(given: dict[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not _NUMBER.match(text):
+        raise BootcError(f"{name}={text}: not a number")
+    return int(text)
+
+
+def choose_version(options: MakeOptions, root: Directory) -> FormatVersion:
+    """The version that the image gets."""
+    if not 0 <= options.min_version <= 1 or options.max_version > 1:
+        raise BootcError("there are only the format versions 0 and 1")
+    if options.max_version > options.min_version and has_whiteouts(root):
+        return FormatVersion.V1
+    return FormatVersion(options.min_version)
+
+
+def read_source(options: MakeOptions) -> Directory:
+    """The tree that SOURCE describes; with a digest store, its contents are in there after this."""
+    if options.from_file:
+        if options.source == "-":
+            return parse_dump(sys.stdin.buffer.read(), "standard input")
+        with open(options.source, "rb") as file:
+            return parse_dump(file.read(), options.source)
+    if not stat.S_ISDIR(os.lstat(options.source).st_mode):
+        raise BootcError(
+            f"{options.source} is not a directory", hint="a dump file is read with --from-file"
+        )
+    return scan_directory(options.source, find_digest(Algorithm.SHA256))
+
+
+def make(argv: Sequence[str]) -> None:
+    """Do what the command line says."""
+    options = parse_options(argv)
+    root = read_source(options)
+    data = write_image(root, version=choose_version(options, root), algorithm=Algorithm.SHA256)
+    if options.image is not None:
+        with classic.output(options.image, standard=True) as write:
+            write(data)
+    if options.print_digest:
+        print(digest_bytes(data, Algorithm.SHA256).hex())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool and return the exit status."""
+    return classic.run("mkcomposefs", USAGE, make, argv)
+
+
+def entry() -> None:
+    """The console script."""
+    classic.script(main)
