@@ -23,6 +23,10 @@ read, not written.
   of that index. Inline chunks are never empty and never adjacent.
 
 A split stream's own digest depends on the zstd library's version, so it is no portable identity.
+
+What is read isn't trusted. Errors are `FormatError`s that name the section: anything outside of the
+file, a zstd frame that isn't whole or isn't alone, unknown references, names given twice, an inline
+chunk of more than 256 MiB, more inline bytes than the reconstructed file is said to have.
 """
 
 from __future__ import annotations
@@ -47,6 +51,10 @@ _OLD_HEADER = struct.Struct("<QQH11sBBB")
 _INFO = struct.Struct("<8Q8sQ")
 _CHUNK = struct.Struct("<q")
 _FEED = 128 * 1024
+INLINE_RUN_MAX = 256 << 20
+"""Bytes of an inline chunk; it is in memory as a whole."""
+_NAMES_MAX = 16 << 20
+_INDEX_DIGITS = 9
 
 
 def _compressor() -> zstandard.ZstdCompressionObj:
@@ -150,7 +158,9 @@ class SplitStream:
 
     def chunks(self) -> Iterator[bytes | int]:
         """Inline bytes, and indexes into `object_refs`, in the order of the file."""
+        _check_frame(self.frame, self.source, "stream")
         reader = zstandard.ZstdDecompressor().stream_reader(self.frame)
+        left = self.total_size
         try:
             while True:
                 head = _read_exactly(reader, 8, self.source, end_is_fine=True)
@@ -158,6 +168,14 @@ class SplitStream:
                     return
                 (number,) = _CHUNK.unpack(head)
                 if number < 0:
+                    left += number
+                    if left < 0 or -number > INLINE_RUN_MAX:
+                        raise FormatError(
+                            self.source,
+                            "stream",
+                            f"an inline chunk of {-number} bytes is more than fits in a file of"
+                            f" {self.total_size}, or than {INLINE_RUN_MAX}",
+                        )
                     yield _read_exactly(reader, -number, self.source)
                 elif number < len(self.object_refs):
                     yield number
@@ -188,6 +206,33 @@ def _read_exactly(
         pieces.append(piece)
         left -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _check_frame(frame: bytes, source: str, where: str) -> None:
+    """Raise `FormatError` unless `frame` is one whole zstd frame.
+
+    The library neither tells a frame that was cut off between two of its blocks, nor what follows
+    its end. Source: RFC 8878, 3.1.1.
+    """
+    try:
+        at = zstandard.frame_header_size(frame)
+        checksum = zstandard.get_frame_parameters(frame).has_checksum
+    except zstandard.ZstdError as error:
+        raise FormatError(source, where, f"bad zstd frame: {error}") from error
+    if frame[:4] != zstandard.FRAME_HEADER:
+        raise FormatError(source, where, "is not a zstd frame")
+    last = 0
+    while not last and at + 3 <= len(frame):
+        head = int.from_bytes(frame[at : at + 3], "little")
+        last, kind, size = head & 1, head >> 1 & 3, head >> 3
+        # A block of kind 1 is a byte that is repeated.
+        at += 3 + (1 if kind == 1 else size)
+    at += 4 if checksum else 0
+    if not last or at != len(frame):
+        problem = (
+            f"ends {len(frame) - at} bytes before" if last and at < len(frame) else "ends after"
+        )
+        raise FormatError(source, where, f"the zstd frame {problem} its section does")
 
 
 def read_splitstream(data: bytes, source: str) -> SplitStream:
@@ -240,13 +285,11 @@ def _digests(data: bytes, algorithm: Algorithm, source: str, where: str) -> list
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-_NAMES_MAX = 16 << 20
-
-
 def _names(frame: bytes, refs: list[bytes], source: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if not frame:
         return found
+    _check_frame(frame, source, "named refs")
     try:
         text = zstandard.ZstdDecompressor().stream_reader(frame).read(_NAMES_MAX + 1)
     except zstandard.ZstdError as error:
@@ -257,10 +300,14 @@ def _names(frame: bytes, refs: list[bytes], source: str) -> dict[str, bytes]:
         raise FormatError(source, "named refs", "end in the middle of a name")
     for entry in text.split(b"\0")[:-1]:
         index, colon, name = entry.partition(b":")
-        if not colon or not index.isdigit() or int(index) >= len(refs):
+        known = colon and index.isdigit() and len(index) <= _INDEX_DIGITS
+        if not known or int(index) >= len(refs):
             raise FormatError(source, "named refs", f"bad entry {entry[:80]!r}")
         try:
-            found[name.decode()] = refs[int(index)]
+            key = name.decode()
         except UnicodeDecodeError as error:
             raise FormatError(source, "named refs", f"bad name {name[:80]!r}") from error
+        if key in found:
+            raise FormatError(source, "named refs", f"{key[:80]!r} is there twice")
+        found[key] = refs[int(index)]
     return found

@@ -141,6 +141,80 @@ def test_splitstream_bad_input_is_refused(data: bytes) -> None:
         list(read_splitstream(data, "bad").chunks())
 
 
+def with_names(text: bytes) -> bytes:
+    """A stream of nothing but named refs, and two stream refs."""
+    frame = zstandard.ZstdCompressor().compress(text)
+    empty = zstandard.ZstdCompressor().compress(b"")
+    head = struct.pack("<11sBHBBQQ", b"SplitStream", 0, 0, 1, 12, 32, 112)
+    first, second = 112 + 64, 112 + 64 + len(frame)
+    ranges = (112, first, first, first, second, second + len(empty), first, second)
+    info = struct.pack("<8Q8sQ", *ranges, OCI_CONFIG, 0)
+    return head + info + bytes(range(64)) + frame + empty
+
+
+def test_splitstream_names() -> None:
+    found = read_splitstream(with_names(b"1:one\x000:zero\x00"), "names").named_refs
+    assert found == {"one": bytes(range(32, 64)), "zero": bytes(range(32))}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"2:none\0", "bad entry"),
+        (b"-1:none\0", "bad entry"),
+        (b"1none\0", "bad entry"),
+        (b"0" * 5000 + b":many digits\0", "bad entry"),
+        (b"1:\xff\0", "bad name"),
+        (b"1:cut", "in the middle of a name"),
+        (b"0:a\x001:a\0", "'a' is there twice"),
+        (bytes((16 << 20) + 1), "longer than 16 MiB"),
+    ],
+)
+def test_splitstream_bad_names_are_refused(text: bytes, problem: str) -> None:
+    with pytest.raises(FormatError, match=f"names at named refs: .*{problem}"):
+        read_splitstream(with_names(text), "names")
+
+
+def two_blocks() -> bytes:
+    """A stream whose frame has a block for each of its two chunks."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    one = struct.pack("<q", -50) + bytes(50)
+    frame = compressor.compress(one) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    frame += compressor.compress(one) + compressor.flush()
+    data = bytearray(sample())
+    start = struct.unpack_from("<Q", data, 32 + 32)[0]
+    struct.pack_into("<QQ", data, 32 + 32, start, start + len(frame))
+    return bytes(data[:start]) + frame
+
+
+def test_splitstream_cut_between_blocks_is_refused() -> None:
+    whole = two_blocks()
+    assert list(read_splitstream(whole, "whole").chunks()) == [bytes(50), bytes(50)]
+    start, end = struct.unpack_from("<QQ", whole, 32 + 32)
+    at = start + zstandard.frame_header_size(whole[start:])
+    first = at + 3 + (int.from_bytes(whole[at : at + 3], "little") >> 3)
+    for size in range(start, end):
+        data = bytearray(whole[:size])
+        struct.pack_into("<Q", data, 32 + 40, size)
+        with pytest.raises(FormatError, match="zstd frame"):
+            list(read_splitstream(bytes(data), "cut").chunks())
+    assert start < first < end
+    longer = bytearray(whole + b"more")
+    struct.pack_into("<Q", longer, 32 + 40, end + 4)
+    with pytest.raises(FormatError, match="ends 4 bytes before its section does"):
+        list(read_splitstream(bytes(longer), "longer").chunks())
+
+
+def test_splitstream_bomb_is_refused_before_it_is_unpacked() -> None:
+    size = 300 << 20
+    bomb = bytearray(with_stream(struct.pack("<q", -size) + bytes(1 << 20)))
+    with pytest.raises(FormatError, match="more than fits in a file of 103"):
+        list(read_splitstream(bytes(bomb), "bomb").chunks())
+    struct.pack_into("<Q", bomb, 32 + 72, 1 << 60)
+    with pytest.raises(FormatError, match="or than 268435456"):
+        list(read_splitstream(bytes(bomb), "bomb").chunks())
+
+
 @given(some.binary(max_size=40), some.integers(0, 300))
 def test_splitstream_random_damage_gives_format_errors_only(noise: bytes, at: int) -> None:
     good = sample()
