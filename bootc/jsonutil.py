@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from bootc.errors import FormatError
 
@@ -79,14 +79,25 @@ class Reader:
 
 
 def read_object(text: str | bytes, source: str) -> Reader:
-    """Parse `text`, which must be one JSON object; `source` names it in errors."""
+    """Parse `text`, which must be one JSON object; `source` names it in errors.
+
+    Refused, too: half a surrogate pair, which could not be written again, and NaN and the like.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if ("\\u" if isinstance(text, str) else b"\\u") in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise FormatError(source, None, f"is not JSON: {error}") from error
+    except RecursionError:
+        raise FormatError(source, None, "is not JSON: it is nested too deeply") from None
     if not isinstance(value, dict):
         raise FormatError(source, None, "is not a JSON object")
     return Reader(value, source)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def canonical(value: Json) -> str:
