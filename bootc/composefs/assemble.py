@@ -22,9 +22,9 @@ from typing import Protocol
 
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import write_image
-from bootc.composefs.layers import read_stored_layer
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
+from bootc.composefs.stored_layers import read_stored_layer, verify_layer
 from bootc.errors import BootcError, FormatError
 from bootc.oci.tarstream import Entry
 from bootc.tree import Directory, External, Inline, Leaf, Node, Stat, walk
@@ -64,6 +64,11 @@ def assemble(
     repo: Repository, pulled: PulledImage, *, xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
 ) -> Directory:
     """The tree of a pulled image, as `transform_for_oci` leaves it; `pulled` is not modified."""
+    if not pulled.is_container:
+        raise BootcError(
+            f"{pulled.reference} is an artifact, not an image of a file system",
+            hint="`cfsctl oci images` tells images and artifacts apart",
+        )
     root = Directory(Stat())
     for layer in pulled.layers:
         source = layer_content_id(layer.diff_id)
@@ -71,7 +76,10 @@ def assemble(
         if layer.entries is not None:
             entries = layer.entries
         else:
-            entries = read_stored_layer(read_stream_object(repo, layer.digest, source))
+            stream = read_stream_object(repo, layer.digest, source)
+            if not pulled.trusted:
+                verify_layer(repo, stream, layer.diff_id)
+            entries = read_stored_layer(stream)
         merge_layer(root, entries, source)
     transform_for_oci(root, xattrs=xattrs)
     return root
@@ -194,6 +202,7 @@ def transform_for_boot(root: Directory, repo: Contents) -> None:
             )
         folder.entries.clear()
         folder.stat.mtime = usr.stat.mtime
+        folder.stat.mtime_nsec = usr.stat.mtime_nsec
     policy = find_policy(root, repo)
     if policy is not None:
         raise BootcError(

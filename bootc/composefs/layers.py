@@ -1,155 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A layer's way from a blob to a split stream and objects, and back from there to tar members.
+"""A layer's way from a blob to a split stream and objects.
 
-The blob is read once: hashed as it is stored, decompressed, hashed again, cut into headers (which
-stay inline) and contents (which become objects, written by the pool's threads while the next are
-read). The members are kept, so that the tree can be merged without reading the layer again.
+The blob is read once: hashed as it is stored, unpacked (by a thread of its own), hashed again, cut
+into headers (which stay inline) and contents (which become objects, written by the pool's threads
+while the next are read). The members are kept unless there are very many, so that the tree can be
+merged without reading the layer again. The way back is in `stored_layers`.
+
+What a hostile layer can cost is limited: it may not unpack to more than `unpacked_max` bytes, and
+no more than `INLINE_RUN_MAX` bytes may follow each other without a content, as they are kept in
+memory until their number is known. Contents are streamed.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
-
-import zstandard
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from bootc import fs
+from bootc.composefs.blobs import CHUNK, HashingReader, Readable, decompressed, reading_ahead
 from bootc.composefs.digest import Algorithm
-from bootc.composefs.splitstream import OCI_LAYER, SplitStream, SplitStreamWriter
+from bootc.composefs.splitstream import OCI_BLOB, OCI_LAYER, SplitStreamWriter
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import FormatError
-from bootc.oci.model import Compression, digest_hasher
+from bootc.oci.model import Compression
 from bootc.oci.tarstream import BLOCK, Entry, read_tar
-from bootc.tree import INLINE_MAX, External, Leaf
+from bootc.tree import Leaf
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-CHUNK = 1 << 20
 SPOOL = 4 << 20
 """Bytes: a larger content goes straight into its file instead of through memory."""
 BATCH_SIZE = 512 << 10
 BATCH_ITEMS = 24
 OUTSTANDING_MAX = 32 << 20
 """Bytes of contents that may wait for the workers."""
+INLINE_RUN_MAX = 256 << 20
+ENTRIES_KEPT = 50_000
 
 
-class _Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedLayer:
+    """A layer whose contents are stored: its split stream's bytes (not stored yet), its members
+    (None when they were too many to keep), its unique objects with their sizes, how often they
+    are used, and the bytes that lie in the split stream itself."""
 
-
-class HashingReader:
-    """Passes a stream through and computes its digests, one for each algorithm in `expected`."""
-
-    def __init__(
-        self,
-        stream: _Readable,
-        expected: list[str],
-        source: str,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> None:
-        self._stream = stream
-        self._expected = expected
-        self._source = source
-        self._on_bytes = on_bytes
-        hashers = [digest_hasher(digest) for digest in expected]
-        self._hashers: dict[str, _Hash] = {hasher.name: hasher for hasher in hashers}
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size)
-        if data:
-            for hasher in self._hashers.values():
-                hasher.update(data)
-            if self._on_bytes is not None:
-                self._on_bytes(len(data))
-        return data
-
-    def verify(self) -> None:
-        """Read to the end and raise `FormatError` unless every expected digest was met."""
-        while self.read(CHUNK):
-            pass
-        for digest in self._expected:
-            hasher = self._hashers[digest.partition(":")[0]]
-            found = f"{hasher.name}:{hasher.hexdigest()}"
-            if found != digest:
-                raise FormatError(
-                    self._source,
-                    None,
-                    f"has the digest {found}, expected {digest}",
-                    hint="the image is damaged: copy it or pull it again",
-                )
-
-
-class _Gunzip:
-    """Decompresses gzip, of one or several members."""
-
-    def __init__(self, stream: _Readable, source: str) -> None:
-        self._stream = stream
-        self._source = source
-        self._inflate = zlib.decompressobj(wbits=31)
-        self._input = b""
-        self._fresh = True
-
-    def read(self, size: int = -1, /) -> bytes:
-        while True:
-            if not self._input:
-                self._input = self._stream.read(CHUNK // 4)
-                if not self._input:
-                    if not self._fresh:
-                        raise FormatError(self._source, None, "the gzip stream ends too early")
-                    return b""
-            try:
-                data = self._inflate.decompress(self._input, max(size, CHUNK))
-            except zlib.error as error:
-                raise FormatError(self._source, None, f"bad gzip stream: {error}") from error
-            if self._inflate.eof:
-                self._input = self._inflate.unused_data
-                self._inflate = zlib.decompressobj(wbits=31)
-                self._fresh = True
-            else:
-                self._input = self._inflate.unconsumed_tail
-                self._fresh = False
-            if data:
-                return data
-
-
-class _Unzstd:
-    """Decompresses zstd, of one or several frames."""
-
-    def __init__(self, stream: _Readable, source: str) -> None:
-        decompressor = zstandard.ZstdDecompressor()
-        self._source = source
-        self._reader = decompressor.stream_reader(
-            cast(BinaryIO, stream),  # only its `read` is used
-            read_across_frames=True,
-        )
-
-    def read(self, size: int = -1, /) -> bytes:
-        try:
-            return self._reader.read(size)
-        except zstandard.ZstdError as error:
-            raise FormatError(self._source, None, f"bad zstd stream: {error}") from error
-
-
-def decompressed(stream: _Readable, compression: Compression, source: str) -> _Readable:
-    match compression:
-        case Compression.NONE:
-            return stream
-        case Compression.GZIP:
-            return _Gunzip(stream, source)
-        case Compression.ZSTD:
-            return _Unzstd(stream, source)
+    stream: bytes
+    entries: tuple[Entry, ...] | None = None
+    objects: dict[bytes, int] = field(default_factory=dict)
+    uses: int = 0
+    inlined: int = 0
 
 
 class _ImportInput:
     """The parser's view of a tar that is being imported; see `tarstream.TarInput`."""
 
     def __init__(
-        self, stream: _Readable, pool: WriterPool, writer: SplitStreamWriter, source: str
+        self,
+        stream: Readable,
+        pool: WriterPool,
+        writer: SplitStreamWriter,
+        source: str,
+        unpacked_max: int,
     ) -> None:
+        self.objects: dict[bytes, int] = {}
+        self.uses = 0
+        self.inlined = 0
+        self._max = unpacked_max
+        self._run = 0
         self._stream = stream
         self._pool = pool
         self._writer = writer
@@ -191,7 +109,10 @@ class _ImportInput:
 
     def external(self, leaf: Leaf, size: int) -> None:
         end = self._at + size
+        if self._base + end > self._max:
+            raise self._too_large()
         self._cut()
+        self._run = 0
         if end <= len(self._data):
             item = Item(leaf, size, self._data[self._at : end])
             self._at = end
@@ -239,10 +160,25 @@ class _ImportInput:
     def _too_early(self) -> FormatError:
         return FormatError(self._source, self._base + len(self._data), "the tar ends too early")
 
+    def _too_large(self) -> FormatError:
+        return FormatError(
+            self._source,
+            self._base + self._at,
+            f"the layer unpacks to more than {self._max} bytes",
+            hint="raise the limit with --layer-max, if you trust the image",
+        )
+
     def _cut(self) -> None:
         """End the piece of inline data that has been read."""
         if self._at > self._inline_from:
             self._segments.append(self._data[self._inline_from : self._at])
+            self._run += self._at - self._inline_from
+            if self._run > INLINE_RUN_MAX:
+                raise FormatError(
+                    self._source,
+                    self._base + self._at,
+                    f"more than {INLINE_RUN_MAX >> 20} MiB follow each other without a content",
+                )
         self._inline_from = self._at
 
     def _refill(self, need: int) -> None:
@@ -256,6 +192,8 @@ class _ImportInput:
                 break
             pieces.append(piece)
             have += len(piece)
+            if self._base + self._at + have > self._max:
+                raise self._too_large()
         self._base += self._at
         self._data = b"".join(pieces)
         self._at = self._inline_from = 0
@@ -300,8 +238,11 @@ class _ImportInput:
         self._outstanding -= batch.size
         for segment in segments:
             if isinstance(segment, bytes):
+                self.inlined += len(segment)
                 self._writer.inline(segment)
             else:
+                self.uses += 1
+                self.objects[segment.digest] = segment.size
                 self._writer.external(segment.digest, segment.size)
 
 
@@ -312,105 +253,78 @@ def import_layer(
     *,
     digest: str,
     diff_id: str,
+    size: int,
     compression: Compression,
+    unpacked_max: int,
     on_bytes: Callable[[int], None] | None = None,
-) -> tuple[bytes, list[Entry]]:
-    """Store a layer's contents; return its split stream (not stored yet) and its members.
-
-    Both the blob's digest and the diff_id are verified before this returns.
-    """
+) -> ImportedLayer:
+    """Store a layer's contents. The blob's digest and `size` and the diff_id are verified before
+    this returns; until then nothing but objects is in the repository."""
     source = f"layer {digest}"
-    if compression is Compression.NONE:
-        outer = inner = HashingReader(blob, [digest, diff_id], source, on_bytes)
-    else:
-        outer = HashingReader(blob, [digest], source, on_bytes)
-        inner = HashingReader(
-            decompressed(outer, compression, source), [diff_id], f"{source}, decompressed"
-        )
-    writer = SplitStreamWriter(algorithm, OCI_LAYER)
-    tar = _ImportInput(inner, pool, writer, source)
+    plain = compression is Compression.NONE
+    expected = [digest, diff_id] if plain else [digest]
+    outer = HashingReader(blob, expected, source, size=size, on_bytes=on_bytes)
     try:
-        entries = list(read_tar(tar, source))
-        tar.finish()
+        if plain:
+            return _import_tar(outer, pool, algorithm, source, unpacked_max)
+        with reading_ahead(decompressed(outer, compression, source)) as ahead:
+            inner = HashingReader(ahead, [diff_id], f"{source}, decompressed")
+            found = _import_tar(inner, pool, algorithm, source, unpacked_max)
     except FormatError:
-        tar.abort()
-        # A damaged blob explains more than what the parser stumbled over.
+        # A damaged blob explains more than what its content looks like.
         outer.verify()
         raise
+    outer.verify()
+    return found
+
+
+def _import_tar(
+    stream: HashingReader, pool: WriterPool, algorithm: Algorithm, source: str, unpacked_max: int
+) -> ImportedLayer:
+    writer = SplitStreamWriter(algorithm, OCI_LAYER)
+    tar = _ImportInput(stream, pool, writer, source, unpacked_max)
+    entries: list[Entry] | None = []
+    try:
+        for entry in read_tar(tar, source):
+            if entries is not None:
+                entries.append(entry)
+                if len(entries) > ENTRIES_KEPT:
+                    entries = None
+        tar.finish()
     except BaseException:
         tar.abort()
         raise
-    inner.verify()
-    outer.verify()
-    return writer.finish(), entries
+    stream.verify()
+    return ImportedLayer(
+        stream=writer.finish(),
+        entries=None if entries is None else tuple(entries),
+        objects=tar.objects,
+        uses=tar.uses,
+        inlined=tar.inlined,
+    )
 
 
-class _StoredInput:
-    """The parser's view of a tar that lies in the repository; see `tarstream.TarInput`."""
-
-    def __init__(self, stream: SplitStream) -> None:
-        self._source = stream.source
-        self._objects = stream.object_refs
-        self._chunks = stream.chunks()
-        self._data = b""
-        self._at = 0
-        self._base = 0
-
-    def offset(self) -> int:
-        return self._base + self._at
-
-    def header(self) -> bytes:
-        if self._at == len(self._data):
-            self._advance()
-            if not self._data:
-                return b""
-        return self.inline(BLOCK)
-
-    def inline(self, size: int) -> bytes:
-        whole = size + -size % BLOCK
-        if self._at == len(self._data):
-            self._advance()
-        end = self._at + whole
-        if end > len(self._data):
-            raise FormatError(self._source, self.offset(), "the tar ends too early")
-        content = self._data[self._at : self._at + size]
-        self._at = end
-        return content
-
-    def external(self, leaf: Leaf, size: int) -> None:
-        chunk = next(self._chunks, None) if self._at == len(self._data) else b""
-        if not isinstance(chunk, int) or size <= INLINE_MAX:
-            raise FormatError(self._source, self.offset(), "a content is not where it should be")
-        leaf.content = External(size, self._objects[chunk])
-        self._base += size
-        if size % BLOCK:
-            self._skip(BLOCK - size % BLOCK)
-
-    def drain(self) -> None:
-        self._at = len(self._data)
-        for chunk in self._chunks:
-            if isinstance(chunk, int):
-                raise FormatError(self._source, self.offset(), "a content after the end")
-
-    def _skip(self, size: int) -> None:
-        if self._at == len(self._data):
-            self._advance()
-        self._at += size
-        if self._at > len(self._data):
-            raise FormatError(self._source, self.offset(), "the tar ends too early")
-
-    def _advance(self) -> None:
-        """Go to the next chunk, which must be inline; none at the end of the stream."""
-        self._base += self._at
-        self._at = 0
-        chunk = next(self._chunks, b"")
-        if isinstance(chunk, int):
-            raise FormatError(self._source, self.offset(), "a content is not where it should be")
-        self._data = chunk
-
-
-def read_stored_layer(stream: SplitStream) -> Iterator[Entry]:
-    """The members of a layer that is in the repository."""
-    if stream.content_type != OCI_LAYER:
-        raise FormatError(stream.source, None, f"is a {stream.content_type!r}, not a layer")
-    return read_tar(_StoredInput(stream), stream.source)
+def import_blob(
+    blob: BinaryIO,
+    pool: WriterPool,
+    algorithm: Algorithm,
+    *,
+    digest: str,
+    size: int,
+    on_bytes: Callable[[int], None] | None = None,
+) -> ImportedLayer:
+    """Store a blob of an artifact as one object; its digest and size are verified."""
+    source = f"blob {digest}"
+    reader = HashingReader(blob, [digest], source, size=size, on_bytes=on_bytes)
+    fd = pool.store.create()
+    try:
+        while piece := reader.read(CHUNK):
+            fs.write_all(fd, piece)
+        reader.verify()
+    except BaseException:
+        os.close(fd)
+        raise
+    stored = pool.store.adopt(fd, size)
+    writer = SplitStreamWriter(algorithm, OCI_BLOB)
+    writer.external(stored, size)
+    return ImportedLayer(stream=writer.finish(), objects={stored: size}, uses=1)

@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Pull an OCI image into a repository.
+"""Pull an OCI image, or another artifact, into a repository.
 
-Manifest and config are verified against their digests, every layer against its blob digest and
-its diff id. A layer that the repository has is not read. Each layer is published when it is
-complete, so an interrupted pull goes on where it stopped; config, manifest and tag come last, so
-what can be found by name is whole.
+Manifest and config are verified against their digests, every layer against its blob digest, its
+size and its diff id. A layer that the repository has is not read; the others are read several at a
+time, the largest first. Each is published when it is complete, so an interrupted pull goes on
+where it stopped; config, manifest and tag come last, so what can be found by name is whole.
+
+A manifest whose config is no image config is an artifact: its layers are kept as they are, one
+object each, and it has no tree. A delta artifact is kept like any other; it is not applied.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 
-from bootc.composefs.layers import import_layer
+from bootc.composefs.fetch import Fetch, WantedLayer
+from bootc.composefs.layers import ImportedLayer
+from bootc.composefs.progress import Done, Event, Message, OnProgress, Skipped, one_at_a_time
 from bootc.composefs.repository import Repository
+from bootc.composefs.splitstream import OCI_LAYER
 from bootc.composefs.stored import (
     PulledImage,
     PulledLayer,
+    PullStats,
     config_content_id,
     image_refs,
     layer_content_id,
@@ -30,7 +38,7 @@ from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import (
-    Descriptor,
+    PLAIN_LAYER,
     Manifest,
     layer_compression,
     read_config,
@@ -38,27 +46,10 @@ from bootc.oci.model import (
     verify_digest,
 )
 
-__all__ = ["Progress", "ProgressKind", "PulledImage", "PulledLayer", "pull"]
+__all__ = ["Event", "OnProgress", "PulledImage", "PulledLayer", "pull"]
 
-
-class ProgressKind(StrEnum):
-    STARTED = "started"
-    PROGRESS = "progress"
-    SKIPPED = "skipped"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What happens to a layer: `id` is its diff id; bytes are those of the blob."""
-
-    kind: ProgressKind
-    id: str
-    fetched: int = 0
-    total: int | None = None
-
-
-OnProgress = Callable[[Progress], None]
+READERS_MAX = 4
+WRITERS_MAX = 4
 
 
 def pull(
@@ -67,31 +58,28 @@ def pull(
     *,
     reference: str,
     tag: str | None = None,
-    workers: int = 2,
+    readers: int | None = None,
+    unpacked_max: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> PulledImage:
     """Store the image that `source` offers and return it, with the members of the layers read.
 
     `reference` is what the image is called in messages and in the result; `tag` is the name it
-    gets in the repository.
+    gets in the repository. `readers` is how many layers are read at once (default: one for each
+    CPU), `unpacked_max` how many bytes a layer may unpack to (default: the size of the
+    repository's file system). Raises `BootcError` (`FormatError` for bad data); nothing is tagged then.
     """
+    report = one_at_a_time(on_progress)
     verify_digest(source.manifest, source.manifest_digest, f"{reference}: manifest")
     manifest = read_manifest(source.manifest, f"{reference}: manifest")
-    if not manifest.is_container:
-        raise BootcError(
-            f"{reference} is no image of a file system but a {manifest.config.media_type}"
-        )
     verify_digest(source.config, manifest.config.digest, f"{reference}: config")
-    diff_ids = read_config(source.config, f"{reference}: config").diff_ids
-    if len(diff_ids) != len(manifest.layers):
-        raise BootcError(
-            f"{reference}: the manifest has {len(manifest.layers)} layers, the config "
-            f"{len(diff_ids)}"
-        )
-    wanted = list(zip(diff_ids, manifest.layers, strict=True))
+    wanted = _wanted_layers(source, manifest, reference)
+    if not manifest.is_container:
+        kind = manifest.artifact_type or manifest.config.media_type
+        report(Message(text=f"{reference} is an artifact ({kind}), not an image"))
     _check_space(repo, reference, wanted)
     try:
-        layers = _pull_layers(repo, source, wanted, workers, on_progress or _ignore)
+        layers, stats = _pull_layers(repo, source, wanted, readers, unpacked_max, report)
         pulled = write_documents(
             repo,
             reference=reference,
@@ -101,24 +89,46 @@ def pull(
             config=source.config,
             layers=layers,
             images=_existing_images(repo, manifest),
+            is_container=manifest.is_container,
         )
         if tag is not None:
             repo.tag(manifest_content_id(pulled.manifest_digest), tag)
     except OSError as error:
-        raise BootcError(f"cannot store {reference} in {repo.path}: {error.strerror}") from error
-    return pulled
+        hint = f"make room on the file system of {repo.path}"
+        raise BootcError(
+            f"cannot store {reference} in {repo.path}: {error.strerror}",
+            hint=hint if error.errno == errno.ENOSPC else None,
+        ) from error
+    return replace(pulled, stats=stats)
 
 
-def _ignore(progress: Progress) -> None:
-    """Nobody wants to know."""
+def _wanted_layers(source: ImageSource, manifest: Manifest, reference: str) -> list[WantedLayer]:
+    if not manifest.is_container:
+        return [
+            WantedLayer(id=layer.digest, descriptor=layer, tar=layer.media_type == PLAIN_LAYER)
+            for layer in manifest.layers
+        ]
+    diff_ids = read_config(source.config, f"{reference}: config").diff_ids
+    if len(diff_ids) != len(manifest.layers):
+        raise BootcError(
+            f"{reference}: the manifest has {len(manifest.layers)} layers, the config "
+            f"{len(diff_ids)}"
+        )
+    for layer in manifest.layers:
+        layer_compression(layer.media_type)
+    return [
+        WantedLayer(id=diff_id, descriptor=layer, tar=True)
+        for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
+    ]
 
 
-def _check_space(repo: Repository, reference: str, wanted: list[tuple[str, Descriptor]]) -> None:
-    required = sum(
-        layer.size
-        for diff_id, layer in wanted
-        if repo.find_stream(layer_content_id(diff_id)) is None
-    )
+def _check_space(repo: Repository, reference: str, wanted: list[WantedLayer]) -> None:
+    missing = {
+        item.id: item.descriptor.size
+        for item in wanted
+        if repo.find_stream(layer_content_id(item.id)) is None
+    }
+    required = sum(missing.values())
     space = os.fstatvfs(repo.fd)
     available = space.f_bavail * space.f_frsize
     if required > available:
@@ -136,53 +146,69 @@ def _mebibytes(size: int) -> str:
 def _pull_layers(
     repo: Repository,
     source: ImageSource,
-    wanted: list[tuple[str, Descriptor]],
-    workers: int,
+    wanted: Sequence[WantedLayer],
+    readers: int | None,
+    unpacked_max: int | None,
     report: OnProgress,
-) -> tuple[PulledLayer, ...]:
-    layers: list[PulledLayer] = []
-    with WriterPool(repo.writable_objects(), workers) as pool:
-        for diff_id, descriptor in wanted:
-            stored = repo.find_stream(layer_content_id(diff_id))
-            if stored is not None:
-                report(Progress(kind=ProgressKind.SKIPPED, id=diff_id))
-                layers.append(PulledLayer(diff_id=diff_id, digest=stored))
-            else:
-                layers.append(_pull_layer(repo, source, diff_id, descriptor, pool, report))
-    return tuple(layers)
+) -> tuple[tuple[PulledLayer, ...], PullStats]:
+    done: dict[str, PulledLayer] = {}
+    todo: dict[str, WantedLayer] = {}
+    for item in wanted:
+        if item.id in done or item.id in todo:
+            continue
+        stored = _find_layer(repo, item)
+        if stored is None:
+            todo[item.id] = item
+        else:
+            done[item.id] = PulledLayer(diff_id=item.id, digest=stored)
+            report(Skipped(id=item.id))
+    stats = PullStats()
+    if todo:
+        cpus = len(os.sched_getaffinity(0))
+        space = os.fstatvfs(repo.fd)
+        limit = unpacked_max if unpacked_max is not None else space.f_blocks * space.f_frsize
+        store = repo.writable_objects()
+        before = frozenset(store.names())
+        with WriterPool(store, min(cpus, WRITERS_MAX)) as pool:
+            fetch = Fetch(source, pool, repo.algorithm, limit, report)
+            imported: list[ImportedLayer] = []
+            with closing(
+                fetch.run(list(todo.values()), readers or min(cpus, READERS_MAX))
+            ) as results:
+                for item, layer in results:
+                    digest = repo.write_stream(layer_content_id(item.id), layer.stream)
+                    done[item.id] = PulledLayer(
+                        diff_id=item.id, digest=digest, entries=layer.entries
+                    )
+                    imported.append(replace(layer, stream=b"", entries=None))
+                    report(Done(id=item.id, transferred=item.descriptor.size))
+        stats = _count(imported, before)
+    return tuple(done[item.id] for item in wanted), stats
 
 
-def _pull_layer(
-    repo: Repository,
-    source: ImageSource,
-    diff_id: str,
-    descriptor: Descriptor,
-    pool: WriterPool,
-    report: OnProgress,
-) -> PulledLayer:
-    compression = layer_compression(descriptor.media_type)
-    total = descriptor.size
-    report(Progress(kind=ProgressKind.STARTED, id=diff_id, total=total))
-    fetched = 0
+def _find_layer(repo: Repository, item: WantedLayer) -> bytes | None:
+    """The layer's split stream if it is in the repository as what it should be.
 
-    def on_bytes(count: int) -> None:
-        nonlocal fetched
-        fetched += count
-        report(Progress(kind=ProgressKind.PROGRESS, id=diff_id, fetched=fetched, total=total))
+    A plain tar may have been stored as an artifact's opaque blob; the image needs its members.
+    """
+    content_id = layer_content_id(item.id)
+    stored = repo.find_stream(content_id)
+    if stored is None or not item.tar:
+        return stored
+    return stored if open_stream(repo, content_id).content_type == OCI_LAYER else None
 
-    with source.open_blob(descriptor.digest) as blob:
-        stream, entries = import_layer(
-            blob,
-            pool,
-            repo.algorithm,
-            digest=descriptor.digest,
-            diff_id=diff_id,
-            compression=compression,
-            on_bytes=on_bytes,
-        )
-    digest = repo.write_stream(layer_content_id(diff_id), stream)
-    report(Progress(kind=ProgressKind.DONE, id=diff_id, fetched=fetched, total=total))
-    return PulledLayer(diff_id=diff_id, digest=digest, entries=tuple(entries))
+
+def _count(imported: Sequence[ImportedLayer], before: frozenset[str]) -> PullStats:
+    objects: dict[bytes, int] = {}
+    for layer in imported:
+        objects |= layer.objects
+    new = {digest: size for digest, size in objects.items() if digest.hex() not in before}
+    return PullStats(
+        new=len(new),
+        present=sum(layer.uses for layer in imported) - len(new),
+        stored=sum(new.values()),
+        inlined=sum(layer.inlined for layer in imported),
+    )
 
 
 def _existing_images(repo: Repository, manifest: Manifest) -> dict[str, bytes]:

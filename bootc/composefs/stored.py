@@ -12,10 +12,12 @@ the OCI one, with its `sha256:`; the ids in named refs are fs-verity digests. Th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from bootc.composefs.repository import NotFoundError, Repository
+from bootc import fs
+from bootc.composefs.repository import NotFoundError, Repository, escape_tag, unescape_tag
 from bootc.composefs.splitstream import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -23,7 +25,7 @@ from bootc.composefs.splitstream import (
     SplitStreamWriter,
     read_splitstream,
 )
-from bootc.errors import BootcError, FormatError
+from bootc.errors import FormatError
 from bootc.oci.model import read_config, read_manifest, verify_digest
 from bootc.oci.tarstream import Entry
 
@@ -40,8 +42,37 @@ class PulledLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PullStats:
+    """What a pull did: objects it made, uses of objects that were there, bytes of the new ones,
+    and bytes that lie in split streams."""
+
+    new: int = 0
+    present: int = 0
+    stored: int = 0
+    inlined: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.new} new + {self.present} already present objects; "
+            f"{_size(self.stored)} stored, {_size(self.inlined)} inlined"
+        )
+
+
+def _size(count: int) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.2f} {unit}"
+    return f"{count} B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PulledImage:
-    """An image in the repository. `manifest_id` and `config_id` name their split streams."""
+    """An image in the repository. `manifest_id` and `config_id` name their split streams.
+
+    An artifact, which is no image of a file system (not `is_container`), has the digests of its
+    blobs as diff ids. Of an image that was asked for by a digest (not `trusted`) the layers are
+    verified when they are read; otherwise the repository is relied upon.
+    """
 
     reference: str
     manifest_digest: str
@@ -52,6 +83,9 @@ class PulledImage:
     config: bytes = field(repr=False)
     layers: tuple[PulledLayer, ...]
     images: Mapping[str, bytes] = field(default_factory=dict)
+    is_container: bool = True
+    trusted: bool = True
+    stats: PullStats = field(default_factory=PullStats)
 
 
 def layer_content_id(diff_id: str) -> str:
@@ -66,9 +100,13 @@ def manifest_content_id(digest: str) -> str:
     return f"oci-manifest-{digest}"
 
 
-def image_key(*, boot: bool, erofs_version: int) -> str:
-    """The name under which a config refers to an EROFS image made of it."""
-    return f"{_IMAGE_KEY}{'.boot' if boot else ''}{'' if erofs_version == 2 else '.v1'}"
+def image_key(*, boot: bool, erofs_version: int, xattrs: str | None = None) -> str:
+    """The name under which a config refers to an EROFS image made of it.
+
+    `xattrs` is the mode of the attribute filter where it isn't the usual one.
+    """
+    kind = f"{_IMAGE_KEY}{'.boot' if boot else ''}{'' if erofs_version == 2 else '.v1'}"
+    return kind if xattrs is None else f"{kind}.xattrs={xattrs}"
 
 
 def write_documents(
@@ -81,6 +119,7 @@ def write_documents(
     config: bytes,
     layers: tuple[PulledLayer, ...],
     images: Mapping[str, bytes],
+    is_container: bool = True,
 ) -> PulledImage:
     """Store and publish config and manifest. The layers must be published already."""
     writer = SplitStreamWriter(repo.algorithm, OCI_CONFIG)
@@ -112,6 +151,7 @@ def write_documents(
         config=config,
         layers=layers,
         images=dict(images),
+        is_container=is_container,
     )
 
 
@@ -122,7 +162,7 @@ def attach_images(
     merged = {**pulled.images, **images}
     if merged == pulled.images:
         return pulled
-    return write_documents(
+    written = write_documents(
         repo,
         reference=pulled.reference,
         manifest_digest=pulled.manifest_digest,
@@ -131,7 +171,9 @@ def attach_images(
         config=pulled.config,
         layers=pulled.layers,
         images=merged,
+        is_container=pulled.is_container,
     )
+    return replace(written, stats=pulled.stats, trusted=pulled.trusted)
 
 
 def open_stream(repo: Repository, content_id: str) -> SplitStream:
@@ -183,29 +225,82 @@ def load_image(repo: Repository, name: str) -> PulledImage:
     manifest_digest = content_id.removeprefix("oci-manifest-")
     if verified:
         verify_digest(manifest, manifest_digest, content_id)
-    config_digest = read_manifest(manifest, content_id).config.digest
-    config_id = _ref(stream, f"config:{config_digest}")
-    source = config_content_id(config_digest)
-    config_stream = read_stream_object(repo, config_id, source)
-    if config_stream.content_type != OCI_CONFIG:
-        raise BootcError(f"{name} is an artifact, not an image of a file system")
-    config = repo.read_object(config_stream.only_object())
+    document = read_manifest(manifest, content_id)
+    config_digest = document.config.digest
+    found = load_config(repo, config_digest, digest=_ref(stream, f"config:{config_digest}"))
     if verified:
-        verify_digest(config, config_digest, source)
-    return PulledImage(
+        verify_digest(found.config, config_digest, found.reference)
+    layers = found.layers
+    if not document.is_container:
+        layers = tuple(
+            PulledLayer(diff_id=layer.digest, digest=_ref(stream, layer.digest))
+            for layer in document.layers
+        )
+    return replace(
+        found,
         reference=name,
         manifest_digest=manifest_digest,
-        config_digest=config_digest,
         manifest_id=manifest_id.hex(),
-        config_id=config_id.hex(),
         manifest=manifest,
-        config=config,
-        layers=tuple(
-            PulledLayer(diff_id=diff_id, digest=_ref(config_stream, diff_id))
-            for diff_id in read_config(config, source).diff_ids
-        ),
-        images=image_refs(config_stream),
+        layers=layers,
+        is_container=document.is_container,
+        trusted=not verified,
     )
+
+
+def load_config(
+    repo: Repository, config_digest: str, *, digest: bytes | None = None
+) -> PulledImage:
+    """An image by its config alone; what there is to say about the manifest is empty.
+
+    `digest` is that of the config's split stream: the repository verifies it, so the layers named
+    there are trusted. Without it the stream is looked up by `config_digest`, and the config and
+    (when they are read) the layers are verified against their OCI digests.
+    """
+    source = config_content_id(config_digest)
+    config_id = digest if digest is not None else repo.find_stream(source)
+    if config_id is None:
+        raise NotFoundError(f"there is no config {config_digest} in {repo.path}")
+    stream = read_stream_object(repo, config_id, source)
+    if stream.content_type != OCI_CONFIG:
+        raise FormatError(source, None, "is no config")
+    config = repo.read_object(stream.only_object())
+    if digest is None:
+        verify_digest(config, config_digest, source)
+    layers: tuple[PulledLayer, ...] = ()
+    # An artifact's config may be anything.
+    if b'"rootfs"' in config:
+        layers = tuple(
+            PulledLayer(diff_id=diff_id, digest=_ref(stream, diff_id))
+            for diff_id in read_config(config, source).diff_ids
+        )
+    return PulledImage(
+        reference=source,
+        manifest_digest="",
+        config_digest=config_digest,
+        manifest_id="",
+        config_id=config_id.hex(),
+        manifest=b"",
+        config=config,
+        layers=layers,
+        images=image_refs(stream),
+        trusted=digest is not None,
+    )
+
+
+def count_referrers(repo: Repository, manifest_digest: str) -> int:
+    """How many artifacts in the repository say that they are about this manifest."""
+    return len(find_referrers(repo, manifest_digest))
+
+
+def find_referrers(repo: Repository, manifest_digest: str) -> list[str]:
+    """The manifest digests of artifacts about this one, sorted."""
+    folder = f"streams/refs/oci-referrers/{escape_tag(manifest_digest)}"
+    try:
+        with fs.open_directory(folder, dir_fd=repo.fd) as fd:
+            return sorted(unescape_tag(name) for name in os.listdir(fd))
+    except FileNotFoundError:
+        return []
 
 
 def _ref(stream: SplitStream, name: str) -> bytes:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from bootc import process
-from bootc.composefs.pull import OnProgress, Progress
+from bootc.composefs.progress import Event, OnProgress, Progress
 from bootc.errors import BootcError
 from bootc.install.config import InstallConfig, load_config
 from bootc.install.image import ImageFacts, read_facts
@@ -71,9 +71,11 @@ def progress_reporter(total: int) -> OnProgress:
     last = time.monotonic()
     fetched: dict[str, int] = {}
 
-    def report(progress: Progress) -> None:
+    def report(event: Event) -> None:
         nonlocal last
-        fetched[progress.id] = progress.fetched
+        if not isinstance(event, Progress):
+            return
+        fetched[event.id] = event.fetched
         now = time.monotonic()
         if now - last >= _PROGRESS_EVERY:
             last = now

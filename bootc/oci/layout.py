@@ -23,7 +23,7 @@ from bootc.oci.model import (
     read_manifest,
     verify_digest,
 )
-from bootc.oci.proxy import ProxySource
+from bootc.oci.proxy import ProxyOptions, ProxySource
 from bootc.oci.reference import Transport, parse_imgref
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -46,7 +46,13 @@ class ImageSource(Protocol):
     def config_digest(self) -> str: ...
 
     def open_blob(self, digest: str) -> AbstractContextManager[BinaryIO]:
-        """A layer of the manifest, as it is stored, unverified: whoever reads it verifies it."""
+        """A layer of the manifest, as it is stored, unverified: whoever reads it verifies it.
+
+        Several threads may have blobs open at once.
+        """
+
+    def cancel(self) -> None:
+        """Wake whoever waits for a blob's data, with an error. Any thread may call it."""
 
     def __enter__(self) -> Self: ...
 
@@ -58,13 +64,16 @@ class ImageSource(Protocol):
     ) -> None: ...
 
 
-def open_source(imgref: str) -> ImageSource:
-    """Open the image that `imgref` (`oci:PATH[:TAG]`, `docker://…`, …) names; use it in `with`."""
+def open_source(imgref: str, options: ProxyOptions | None = None) -> ImageSource:
+    """Open the image that `imgref` (`oci:PATH[:TAG]`, `docker://…`, …) names; use it in `with`.
+
+    `options` say how to talk to a registry.
+    """
     reference = parse_imgref(imgref)
     if reference.transport is Transport.OCI:
         path, tag = reference.layout()
         return LayoutSource(path, tag)
-    return ProxySource(reference.imgref)
+    return ProxySource(reference.imgref, options)
 
 
 class LayoutSource:
@@ -88,6 +97,9 @@ class LayoutSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        pass
+
+    def cancel(self) -> None:
         pass
 
     def open_blob(self, digest: str) -> BinaryIO:

@@ -25,6 +25,9 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DELTA = "application/vnd.io.github.containers.oci-delta.v1"
+"""The artifact type of an image given as the difference to another one."""
 
 _SIZES = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
@@ -108,6 +111,8 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
+    artifact_type: str | None = None
+    subject: str | None = None
 
     @property
     def is_container(self) -> bool:
@@ -119,10 +124,13 @@ def read_manifest(data: bytes, source: str) -> Manifest:
     top = read_object(data, source)
     if top.integer("schemaVersion") != 2:
         raise FormatError(source, ".schemaVersion", f"{top.integer('schemaVersion')} is not 2")
+    subject = top.optional_table("subject")
     return Manifest(
         config=read_descriptor(top.table("config")),
         layers=tuple(read_descriptor(item) for item in top.tables("layers")),
         annotations=_texts(top, "annotations"),
+        artifact_type=top.optional_text("artifactType"),
+        subject=None if subject is None else read_descriptor(subject).digest,
     )
 
 

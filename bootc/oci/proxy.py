@@ -5,19 +5,27 @@ Its protocol: JSON over a SOCK_SEQPACKET socket, `{"method", "args"}` there, `{"
 "pipeid", "error"}` back, with one descriptor of a pipe when there is data to read. The data end
 only when `FinishPipe` has been asked for, and that is answered only when the data have been read:
 so it is sent before reading and its answer is received after. `Shutdown` gets no answer.
+
+One skopeo answers one request after the other. So each blob that is open has a skopeo of its own;
+those that are done with are used again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import select
 import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from bootc import log, process
 from bootc.errors import BootcError
@@ -27,6 +35,28 @@ from bootc.oci.model import Descriptor, read_manifest, verify_digest
 _REPLY_MAX = 1 << 16
 _DOCUMENT_MAX = 64 << 20
 _TIMEOUT = 600.0
+_SLICE_MS = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyOptions:
+    """How skopeo talks to a registry. `user_agent` needs skopeo 1.19 or newer."""
+
+    authfile: str | None = None
+    insecure: bool = False
+    user_agent: str | None = None
+
+    def to_argv(self) -> list[str]:
+        """The command that serves on its standard input."""
+        argv = ["skopeo"]
+        if self.user_agent is not None:
+            argv.append(f"--user-agent-prefix={self.user_agent}")
+        argv += ["experimental-image-proxy", "--sockfd", "0"]
+        if self.authfile is not None:
+            argv.append(f"--authfile={self.authfile}")
+        if self.insecure:
+            argv.append("--tls-verify=false")
+        return argv
 
 
 class ProxySource:
@@ -37,29 +67,24 @@ class ProxySource:
     config: bytes
     config_digest: str
 
-    def __init__(self, reference: str, options: Sequence[str] = ()) -> None:
-        """`reference` in skopeo's spelling; `options` for skopeo, such as `--authfile=…`."""
+    def __init__(self, reference: str, options: ProxyOptions | None = None) -> None:
+        """`reference` in skopeo's spelling."""
         self._reference = reference
-        self._options = tuple(options)
-        self._socket: socket.socket | None = None
-        self._image = 0
+        self._argv = (options or ProxyOptions()).to_argv()
         self._layers: dict[str, Descriptor] = {}
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         process.need_program("skopeo", hint="install skopeo, or use an oci: layout")
         with ExitStack() as stack:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            stack.enter_context(ours)
-            with theirs:
-                argv = ["skopeo", "experimental-image-proxy", "--sockfd", "0", *self._options]
-                stack.enter_context(process.running(argv, stdin=theirs.fileno()))
-            self._socket = ours
-            ours.settimeout(_TIMEOUT)
-            stack.callback(self._shutdown)
-            self._call("Initialize")
+            self._stack = stack
             with log.step(f"open {self._reference}"):
-                self._open_image()
+                first = self._connect()
+                self._read_documents(first)
+            self._idle.append(first)
             self._stack = stack.pop_all()
         return self
 
@@ -69,37 +94,119 @@ class ProxySource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._idle.clear()
         self._stack.close()
 
-    def _shutdown(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.send(b'{"method":"Shutdown","args":[]}')
-            self._socket = None
+    def cancel(self) -> None:
+        self._cancelled.set()
 
-    def _open_image(self) -> None:
-        value = self._call("OpenImage", self._reference).value.get("value")
-        if not isinstance(value, int):
-            raise BootcError(f"skopeo gave no image for {self._reference}")
-        self._image = value
-        reply, data = self._read("GetManifest", value)
+    @contextmanager
+    def open_blob(self, digest: str) -> Iterator[BinaryIO]:
+        layer = self._layers[digest]
+        with self._lock:
+            connection = self._idle.pop() if self._idle else self._connect()
+        with connection.pipe("GetBlob", connection.image, digest, layer.size) as (_, pipe):
+            yield pipe
+        # One that failed in the middle is not used again.
+        with self._lock:
+            self._idle.append(connection)
+
+    def _connect(self) -> _Connection:
+        """Start a skopeo, which lives as long as this source."""
+        return self._stack.enter_context(_connected(self._reference, self._argv, self._cancelled))
+
+    def _read_documents(self, connection: _Connection) -> None:
+        image = connection.image
+        reply, data = connection.read("GetManifest", image)
         self.manifest = data
         self.manifest_digest = _manifest_digest(reply.text("value"), data)
         manifest = read_manifest(data, f"{self._reference}: manifest")
         self._layers = {layer.digest: layer for layer in manifest.layers}
         config = manifest.config
         self.config_digest = config.digest
-        _, self.config = self._read("GetBlob", value, config.digest, config.size)
+        _, self.config = connection.read("GetBlob", image, config.digest, config.size)
         verify_digest(self.config, config.digest, f"{self._reference}: config")
 
-    @contextmanager
-    def open_blob(self, digest: str) -> Iterator[BinaryIO]:
-        layer = self._layers[digest]
-        with self._pipe("GetBlob", self._image, digest, layer.size) as (_, pipe):
-            yield pipe
 
-    def _read(self, method: str, *args: str | int) -> tuple[Reader, bytes]:
-        with self._pipe(method, *args) as (reply, pipe):
+class _PipeReader(io.RawIOBase):
+    """Reads a pipe, but neither for ever without data nor after the pull was given up."""
+
+    def __init__(self, fd: int, reference: str, cancelled: threading.Event) -> None:
+        super().__init__()
+        self._fd = fd
+        self._reference = reference
+        self._cancelled = cancelled
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(cast(bytearray, buffer))
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1, /) -> bytes:
+        deadline = time.monotonic() + _TIMEOUT
+        while not self._poll.poll(_SLICE_MS):
+            if self._cancelled.is_set():
+                raise BootcError(f"the pull of {self._reference} was given up")
+            if time.monotonic() > deadline:
+                raise BootcError(
+                    f"no data of {self._reference} from skopeo for {_TIMEOUT:.0f} s",
+                    hint="check the network and try again: layers that are complete are kept",
+                )
+        return os.read(self._fd, size if size > 0 else 1 << 20)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+@contextmanager
+def _connected(
+    reference: str, argv: Sequence[str], cancelled: threading.Event
+) -> Iterator[_Connection]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs, ExitStack() as stack:
+            stack.enter_context(process.running(argv, stdin=theirs.fileno()))
+            kept = stack.pop_all()
+        with kept:
+            ours.settimeout(_TIMEOUT)
+            connection = _Connection(ours, reference, cancelled)
+            try:
+                connection.open()
+                yield connection
+            finally:
+                with contextlib.suppress(OSError):
+                    ours.send(b'{"method":"Shutdown","args":[]}')
+
+
+class _Connection:
+    """The conversation with one skopeo; `image` is its number of our image."""
+
+    def __init__(self, channel: socket.socket, reference: str, cancelled: threading.Event) -> None:
+        self.image = 0
+        self._socket = channel
+        self._reference = reference
+        self._cancelled = cancelled
+
+    def open(self) -> None:
+        self._call("Initialize")
+        value = self._call("OpenImage", self._reference).value.get("value")
+        if not isinstance(value, int):
+            raise BootcError(f"skopeo gave no image for {self._reference}")
+        self.image = value
+
+    def read(self, method: str, *args: str | int) -> tuple[Reader, bytes]:
+        with self.pipe(method, *args) as (reply, pipe):
             pieces: list[bytes] = []
             size = 0
             while piece := pipe.read(1 << 20):
@@ -110,7 +217,7 @@ class ProxySource:
         return reply, b"".join(pieces)
 
     @contextmanager
-    def _pipe(self, method: str, *args: str | int) -> Iterator[tuple[Reader, BinaryIO]]:
+    def pipe(self, method: str, *args: str | int) -> Iterator[tuple[Reader, BinaryIO]]:
         self._send(method, *args)
         reply, fds = self._receive(f"{method} of {self._reference}")
         if len(fds) != 1:
@@ -119,7 +226,8 @@ class ProxySource:
             raise BootcError(f"skopeo's answer to {method} has {len(fds)} pipes, expected one")
         ended = False
         try:
-            with os.fdopen(fds[0], "rb", buffering=0) as pipe:
+            with _PipeReader(fds[0], self._reference, self._cancelled) as reader:
+                pipe = cast(BinaryIO, reader)
                 self._send("FinishPipe", reply.integer("pipeid"))
                 try:
                     yield reply, pipe
@@ -130,11 +238,12 @@ class ProxySource:
         finally:
             # If the data ended before we did, skopeo's complaint is the reason for whatever we
             # stumbled over. If we gave up half-way, it complains about that, which is no news.
-            try:
-                self._receive(f"{method} of {self._reference}")
-            except BootcError:
-                if ended:
-                    raise
+            if not self._cancelled.is_set():
+                try:
+                    self._receive(f"{method} of {self._reference}")
+                except BootcError:
+                    if ended:
+                        raise
 
     def _call(self, method: str, *args: str | int) -> Reader:
         self._send(method, *args)
@@ -144,16 +253,12 @@ class ProxySource:
         return reply
 
     def _send(self, method: str, *args: str | int) -> None:
-        if self._socket is None:
-            raise BootcError(f"{self._reference} is not open")
         try:
             self._socket.send(json.dumps({"method": method, "args": list(args)}).encode())
         except OSError as error:
             raise BootcError(f"skopeo does not take {method}: {error}") from error
 
     def _receive(self, what: str) -> tuple[Reader, list[int]]:
-        if self._socket is None:
-            raise BootcError(f"{self._reference} is not open")
         try:
             data, fds, _, _ = socket.recv_fds(self._socket, _REPLY_MAX, 4)
         except TimeoutError as error:
