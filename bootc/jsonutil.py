@@ -85,7 +85,7 @@ def read_object(text: str | bytes, source: str) -> Reader:
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-        if ("\\u" if isinstance(text, str) else b"\\u") in text:
+        if "\\u" in text if isinstance(text, str) else b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise FormatError(source, None, f"is not JSON: {error}") from error
