@@ -8,8 +8,11 @@ import os
 import sys
 
 import nox
+from nox.command import CommandFailed
 
 TMT = "tmt==1.78.0"
+# zstandard as packaging/requirements.txt pins it.
+FUZZ = ("atheris==3.0.0", "zstandard==0.25.0")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
@@ -78,6 +81,20 @@ def interop(session: nox.Session) -> None:
     path = f"{os.environ['PATH']}{os.pathsep}{session.bin}"
     argv = [sys.executable, "-m", "vmtests.main", "interop", *session.posargs]
     session.run(*argv, external=True, env={"PATH": path})
+
+
+@nox.session(venv_backend="venv")
+def fuzz(session: nox.Session) -> None:
+    """The readers are fed with bad data (nox -s fuzz -- --runs N --seed S TARGET)."""
+    # atheris has an environment of its own: it is made for few versions of Python and no checks
+    # but this one need it. Without it our own engine does.
+    python = sys.executable
+    try:
+        session.install("--quiet", *FUZZ)
+        python = f"{session.bin}/python"
+    except CommandFailed:
+        session.warn(f"{FUZZ[0]} can't be installed here: our own engine feeds the readers")
+    session.run(python, "-m", "tests.fuzz.fuzz", *session.posargs, external=True)
 
 
 @nox.session

@@ -96,12 +96,11 @@ def load_target(name: str) -> Target:
 
 
 def limit_process() -> None:
-    """Bound the memory of this process from here on, and make `timed` work."""
+    """Bound the memory of this process from here on."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGVTALRM, _too_slow)
 
 
 def _too_slow(number: int, frame: FrameType | None) -> NoReturn:
@@ -111,10 +110,21 @@ def _too_slow(number: int, frame: FrameType | None) -> NoReturn:
 def run_own(target: Target, *, runs: int, seed: int) -> Outcome:
     """Our own engine. The same seed gives the same inputs. Raises `FindingError`."""
     rng = random.Random(f"{target.name} {seed}")
+    outcome = Outcome()
+    before = signal.signal(signal.SIGVTALRM, _too_slow)
+    start = time.monotonic()
+    try:
+        _feed(target, runs, rng, outcome)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def _feed(target: Target, runs: int, rng: random.Random, outcome: Outcome) -> None:
     pool = list(target.seeds)
     shapes: set[str] = set()
-    outcome = Outcome()
-    start = time.monotonic()
     for number in range(runs):
         if number < len(target.seeds):
             data = target.seeds[number]
@@ -127,8 +137,6 @@ def run_own(target: Target, *, runs: int, seed: int) -> Outcome:
             refusal = target.check(data)
         except BaseException as error:
             raise FindingError(target.name, data) from error
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         outcome.runs += 1
         if refusal is None:
             outcome.accepted += 1
@@ -142,8 +150,6 @@ def run_own(target: Target, *, runs: int, seed: int) -> Outcome:
             else:
                 pool[rng.randrange(len(target.seeds), KEPT)] = data
     outcome.shapes = len(shapes)
-    outcome.seconds = time.monotonic() - start
-    return outcome
 
 
 def run_atheris(name: str, *, runs: int, seed: int, folder: Path, report: Path) -> NoReturn:
