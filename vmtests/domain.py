@@ -40,6 +40,11 @@ class Accel(StrEnum):
         return "host-passthrough" if self is Accel.KVM else "maximum"
 
 
+# TCG runs the string instructions byte by byte. Without these two flags the kernel copies words, and
+# copying from the page cache is three to eight times faster.
+_SLOW_EMULATED = ("erms", "fsrm")
+
+
 class DiskFormat(StrEnum):
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -95,6 +100,12 @@ class MachineSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+def _missing_features(spec: MachineSpec) -> tuple[str, ...]:
+    """CPU features that the guest is not to see."""
+    slow = _SLOW_EMULATED if spec.accel is Accel.TCG else ()
+    return slow if spec.cx16 else (*slow, "cx16")
+
+
 def domain_xml(spec: MachineSpec) -> str:
     """The domain XML for `spec`, indented, with a newline at its end."""
     _check(spec)
@@ -114,8 +125,8 @@ def domain_xml(spec: MachineSpec) -> str:
     if isinstance(spec.boot, Uefi) and spec.boot.secure:
         ET.SubElement(features, "smm", state="on")
     cpu = ET.SubElement(root, "cpu", mode=spec.accel.cpu_mode)
-    if not spec.cx16:
-        ET.SubElement(cpu, "feature", policy="disable", name="cx16")
+    for name in _missing_features(spec):
+        ET.SubElement(cpu, "feature", policy="disable", name=name)
     ET.SubElement(root, "clock", offset="utc")
     _text(root, "on_poweroff", "destroy")
     _text(root, "on_reboot", "restart")
