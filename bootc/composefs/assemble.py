@@ -23,6 +23,7 @@ from typing import Protocol
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import write_image
 from bootc.composefs.repository import Repository
+from bootc.composefs.selinux import load_policy, relabel
 from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
 from bootc.composefs.stored_layers import read_stored_layer, verify_layer
 from bootc.errors import BootcError, FormatError
@@ -31,7 +32,6 @@ from bootc.tree import Directory, External, Inline, Leaf, Node, Stat, walk
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-SELINUX = b"security.selinux"
 _CAPABILITY = b"security.capability"
 
 
@@ -203,28 +203,7 @@ def transform_for_boot(root: Directory, repo: Contents) -> None:
         folder.entries.clear()
         folder.stat.mtime = usr.stat.mtime
         folder.stat.mtime_nsec = usr.stat.mtime_nsec
-    policy = find_policy(root, repo)
-    if policy is not None:
-        raise BootcError(
-            f"the image has the SELinux policy {policy!r}: labelling is not implemented yet",
-            hint="build the image without /etc/selinux/config",
-        )
-    for _, node in walk(root):
-        node.stat.xattrs.pop(SELINUX, None)
-
-
-def find_policy(root: Directory, repo: Contents) -> str | None:
-    """The name of the image's SELinux policy, or None if it has none."""
-    config = root.find(b"etc/selinux/config")
-    if not isinstance(config, Leaf):
-        return None
-    for line in (
-        read_file(repo, config, "/etc/selinux/config").decode("utf-8", "replace").split("\n")
-    ):
-        key, equals, value = line.partition("=")
-        if equals and key.strip().lower() == "selinuxtype":
-            return value.strip()
-    return None
+    relabel(root, load_policy(root, lambda leaf, path: read_file(repo, leaf, path)))
 
 
 def read_file(repo: Contents, leaf: Leaf, path: str) -> bytes:

@@ -67,7 +67,8 @@ def pull(
     `reference` is what the image is called in messages and in the result; `tag` is the name it
     gets in the repository. `readers` is how many layers are read at once (default: one for each
     CPU), `unpacked_max` how many bytes a layer may unpack to (default: the size of the
-    repository's file system). Raises `BootcError` (`FormatError` for bad data); nothing is tagged then.
+    repository's file system). Raises `BootcError` (`FormatError` for bad data); nothing is tagged
+    then.
     """
     report = one_at_a_time(on_progress)
     verify_digest(source.manifest, source.manifest_digest, f"{reference}: manifest")

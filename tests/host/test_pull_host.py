@@ -124,7 +124,7 @@ def test_skopeo_proxy_failures_are_reported(tree: Path, tmp_path: Path) -> None:
 
 
 def cfsctl(*args: str) -> process.Completed:
-    script = "from bootc.composefs.cli import entry; entry()"
+    script = "from bootc.composefs.cli.main import entry; entry()"
     return process.run([sys.executable, "-c", script, *args], check=False)
 
 
