@@ -202,10 +202,10 @@ class ObjectStore:
         name = object_path(digest)
         try:
             fd = os.open(name, _READ, dir_fd=self._fd)
-        except FileNotFoundError as error:
+        except FileNotFoundError:
             raise BootcError(
                 f"{self.path}/{name}: the object is missing", hint="pull the image again"
-            ) from error
+            ) from None
         except OSError as error:
             raise BootcError(f"cannot open {self.path}/{name}: {error.strerror}") from error
         try:

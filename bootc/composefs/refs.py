@@ -192,6 +192,8 @@ class Links:
                 return [found for name in names if (found := _look(here, folder, name)) is not None]
         except FileNotFoundError:
             return []
+        except NotADirectoryError as error:
+            raise FormatError(f"{self._path}/{folder}", None, "is no directory") from error
 
 
 def _look(folder_fd: int, folder: str, name: str) -> Found | None:

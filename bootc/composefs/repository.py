@@ -152,13 +152,17 @@ class Repository:
         *,
         upgrade: bool = False,
         erofs_version: int | None = None,
+        insecure: bool = False,
     ) -> Self:
         """Open the repository at `path` with a shared lock; close it, or use `with`.
 
         `upgrade` also opens an old one without meta.json, and writes that if it may write at all.
-        `erofs_version` is the format of images for as long as this handle is open.
+        For as long as this handle is open, `erofs_version` is the format of images, and `insecure`
+        puts up with objects that have no fs-verity.
         """
-        return cls._open(path, upgrade=upgrade, erofs_version=erofs_version)[0]
+        repo, _ = cls._open(path, upgrade=upgrade, erofs_version=erofs_version)
+        repo.secure = repo.secure and not insecure
+        return repo
 
     @classmethod
     def _open(

@@ -37,13 +37,26 @@ def repository_path(args: argparse.Namespace) -> str:
 
 
 def open_repository(args: argparse.Namespace) -> Repository:
-    repo = Repository.open(repository_path(args))
+    """The repository that the global options name, opened as they say."""
+    path = repository_path(args)
+    if args.no_repo:
+        raise BootcError("this command needs a repository", hint="leave --no-repo out")
+    repo = Repository.open(
+        path,
+        upgrade=not args.no_upgrade,
+        erofs_version=args.erofs_version,
+        insecure=args.insecure,
+    )
     try:
         if args.hash is not None and args.hash != repo.algorithm.value:
-            raise BootcError(f"{repo.path} uses {repo.algorithm.value}, not {args.hash}")
+            raise BootcError(
+                f"{path} is configured for {repo.algorithm.identifier}, not {args.hash}",
+                hint="leave --hash out",
+            )
         if args.require_verity and not repo.secure:
             raise BootcError(
-                f"{repo.path} does not require fs-verity", hint="leave --require-verity out"
+                f"{path} does not require fs-verity",
+                hint="leave --require-verity out, or make a secure one with `cfsctl init`",
             )
     except BaseException:
         repo.close()
