@@ -83,11 +83,16 @@ Content = Inline | External | Sparse | Symlink | Device | Special
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """Anything but a directory. `nlink` overrides the count of references (dump files have it)."""
+    """Anything but a directory.
+
+    Two things that dump files say: `nlink` overrides the count of references; `home` is, of the
+    names of a leaf that has several, the one under which images of epoch 1 number its inode.
+    """
 
     stat: Stat
     content: Content
     nlink: int | None = None
+    home: tuple[Directory, bytes] | None = None
 
     @property
     def kind(self) -> int:

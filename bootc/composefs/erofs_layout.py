@@ -3,7 +3,7 @@
 
 Order. Epoch 1: breadth first, children by bytewise name, and 256 whiteouts `00` … `ff` in the root
 unless the name is taken. Epoch 2: depth first, no such whiteouts. A hard-linked leaf is one inode,
-numbered where its first name in depth-first order is met.
+numbered where its first name in depth-first order is met, or its `home` in epoch 1.
 
 Place, epoch 1. Inodes follow each other from 1152, each at a multiple of 32, and none of them lets
 its tail (the data behind the attributes) cross a block:
@@ -123,8 +123,11 @@ def _first_names(root: Directory, links: dict[int, int]) -> dict[int, tuple[int,
     """id of a leaf with several names → (id of the directory, name) of the first one."""
     first: dict[int, tuple[int, bytes]] = {}
     for parent, name, node in _depth_first(root):
-        if id(node) in links:
-            first.setdefault(id(node), (id(parent), name))
+        if id(node) in links and id(node) not in first:
+            first[id(node)] = id(parent), name
+            home = node.home if isinstance(node, Leaf) else None
+            if home is not None and home[0].entries.get(home[1]) is node:
+                first[id(node)] = id(home[0]), home[1]
     return first
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from bootc.composefs.dumpfile import format_dump, parse_dump
+from bootc.composefs.dumpfile import format_dump, parse_dump, read_dump
 from bootc.errors import FormatError
 from bootc.tree import External, Inline, Leaf, Sparse, Symlink
 
@@ -24,8 +24,11 @@ def test_dump_must_fail(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "where"),
     [
-        (b"/a 0 100644 1 0 0 0 0.0 - -", "digest"),
-        (b"a 0 100644 1 0 0 0 0.0 - - -", "path"),
+        (b"", "path"),
+        (b" ", "path"),
+        (b"/a", "mode"),
+        (b"/a 5 100644 1 0 0 0 0.0 x/y", "content"),
+        (b"/d/./a 0 100644 1 0 0 0 0.0 - - -", "path"),
         (b"/a/b 0 100644 1 0 0 0 0.0 - - -", "path"),
         (b"/a/ 0 100644 1 0 0 0 0.0 - - -", "path"),
         (b"/. 0 40755 1 0 0 0 0.0 - - -", "path"),
@@ -44,28 +47,42 @@ def test_dump_must_fail(path: Path) -> None:
         (b"/a 0 100644 1 0 0 0 0.1000000000 - - -", "mtime"),
         (b"/a 0 100644 1 0 0 0 9223372036854775808.0 - - -", "mtime"),
         (b"/a 3 100644 1 0 0 0 0.0 - ab -", "content"),
-        (b"/a 2 100644 1 0 0 0 0.0 x/y ab -", "content"),
+        (b"/a 3 20644 1 0 0 5 0.0 - ab -", "content"),
+        (b"/a 3 120644 1 0 0 5 0.0 x ab -", "content"),
+        (b"/a - 20644 1 0 0 5 0.0 - - -", "size"),
+        (b"/a 0 100644 1 0 0 0 0.0 a\\x00b - -", "payload"),
+        (b"/a 0 100644 1 0 0 0 0.0 a\0b - -", "payload"),
+        (b"/a 1 120644 1 0 0 0 0.0 a\\x00b - -", "payload"),
+        (b"/a 9 100644 1 0 0 0 0.0 " + b"z" * 4096 + b" - -", "payload"),
         (b"/a 2 100644 1 0 0 0 0.0 - - zz", "digest"),
         (b"/a 2 100644 1 0 0 0 0.0 - - abcd", "digest"),
         (b"/a 0 120777 1 0 0 0 0.0 - - -", "payload"),
         (b"/a 0 10644 1 0 0 0 0.0 - x -", "content"),
+        (b"/a 0 @40755 - - - - 0.0 /b - -", "mode"),
+        (b"/a 0 @1 - - - - 0.0 /b - -", "mode"),
+        (b"/a 0 @100644 - - - - 0.0 - - -", "payload"),
+        (b"/a 0 @100644 - - - - 0.0 /a - -", "payload"),
         (b"/a 0 @100644 - - - - 0.0 /nothing - -", "payload"),
         (b"/a 0 @100644 - - - - 0.0 / - -", "payload"),
         (b"/a 0 100644 1 0 0 0 0.0 - - - user.x", "attribute 1"),
-        (b"/a 0 100644 1 0 0 0 0.0 - - - user.x=1 user.x=2", "attribute 2"),
+        (b"/a 0 100644 1 0 0 0 0.0 - - - user.x=1  user.y=2", "attribute 2"),
+        (b"/a 0 100644 1 0 0 0 0.0 - - - user.x\\x00=1", "attribute 1"),
+        (b"/a 0 100644 1 0 0 0 0.0 - - - user.x=" + b"v" * 32743, "attribute 1"),
         (b"/a 0 100644 1 0 0 0 0.0 - - - user." + b"x" * 251 + b"=", "attribute 1"),
     ],
 )
 def test_dump_refuses_with_line_and_field(line: bytes, where: str) -> None:
     with pytest.raises(FormatError) as caught:
-        parse_dump(ROOT + b"\n" + line + b"\n", "the dump")
-    assert caught.value.where == f"line 3, {where}"
+        parse_dump(ROOT + line + b"\n", "the dump")
+    assert caught.value.where == f"line 2, {where}"
     assert caught.value.source == "the dump"
 
 
 def test_dump_needs_a_root() -> None:
     with pytest.raises(FormatError, match="no line for the root"):
-        parse_dump(b"\n")
+        parse_dump(b"")
+    with pytest.raises(FormatError, match="first line is not the root"):
+        parse_dump(b"\n" + ROOT)
     with pytest.raises(FormatError, match="first line is not the root"):
         parse_dump(b"/a 0 100644 1 0 0 0 0.0 - - -")
     with pytest.raises(FormatError, match="root is not a directory"):
@@ -100,6 +117,119 @@ def test_dump_reads_all_kinds() -> None:
     }
     assert root.find("second") is root.find(b"dir/e f")
     assert format_dump(root).decode() == text
+
+
+def test_dump_reads_what_c_composefs_reads() -> None:
+    digest = "ab" * 32
+    text = (
+        "/ 0 40755 9 0 0 0 0.0 x y -\n".replace("y", "-")
+        + "a 0 100644 1 0 0 7 0.0 x - -\n"
+        + "//d 3 40755 9 0 0 0 0.0 x abc zz\n"
+        + "/d//b 2 100644 1 0 0 0 0.0 x/y ab zz \n"
+        + f"d/c 2 100644 1 0 0 0 0.0 - - {digest}\n"
+        + "/d/l 77 120644 1 0 0 0 0.0 tgt - -  \n".replace("  ", " ")
+        + "/d/s 2 100644 1 0 0 0 0.0 x/y -\n"
+        + "/d/x 0 100644 1 0 0 0 0.0 - - - user.a=1 user.b=x=y user.a=2 "
+    )
+    root = parse_dump(text.encode())
+    assert sorted(root.entries) == [b"a", b"d"]
+    found = {
+        name: node.content
+        for name, node in (root.find_directory("d") or root).entries.items()
+        if isinstance(node, Leaf)
+    }
+    assert found == {
+        b"b": Inline(b"ab"),
+        b"c": External(2, bytes.fromhex(digest), b""),
+        b"l": Symlink(b"tgt"),
+        b"s": External(2, None, b"x/y"),
+        b"x": Inline(b""),
+    }
+    last = root.find("d/x")
+    assert last is not None
+    assert last.stat.xattrs == {b"user.a": b"2", b"user.b": b"x=y"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/a 0 100644 1 0 0 0 0.0 - - -",
+        "/a 0 100644 1 0 0 5 0.0 - - -\n",
+        "/a 4 120644 1 0 0 0 0.0 abc - -\n",
+        "/a 3 120644 1 0 0 0 0.0 abc abc -\n",
+    ],
+)
+def test_dump_strict(line: str) -> None:
+    text = ROOT + line.encode()
+    parse_dump(text)
+    with pytest.raises(FormatError, match="line 2"):
+        parse_dump(text, strict=True)
+    parse_dump(ROOT + b"/a 3 120644 1 0 0 0 0.0 abc - -\n", strict=True)
+
+
+LINK = "/{} 0 @100644 1 0 0 0 0.0 /{} - -\n"
+FILE = "/f 0 100644 1 0 0 0 0.0 - - -\n"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        FILE + LINK.format("a", "f") + LINK.format("z", "a"),
+        LINK.format("a", "f") + LINK.format("z", "a") + FILE,
+        LINK.format("a", "z") + LINK.format("z", "//f") + FILE,
+        LINK.format("z", "a") + FILE + LINK.format("a", "f/"),
+    ],
+)
+def test_dump_hard_links_in_any_order(lines: str) -> None:
+    root = parse_dump(ROOT + lines.encode())
+    file = root.entries[b"f"]
+    assert isinstance(file, Leaf)
+    assert file.home == (root, b"f")
+    assert root.entries == {b"a": file, b"f": file, b"z": file}
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (LINK.format("a", "b") + LINK.format("b", "a") + FILE, "line [23].*back to itself"),
+        (LINK.format("a", "x") + FILE, "line 2, payload.*not listed"),
+        (LINK.format("a", "f/g") + FILE, "line 2, payload.*not listed"),
+        (FILE + LINK.format("a", "d") + "/d 0 40755 2 0 0 0 0.0 - - -\n", "line 3.*a directory"),
+        (FILE + LINK.format("a", ""), "line 3.*not listed"),
+    ],
+)
+def test_dump_hard_links_that_lead_nowhere(lines: str, problem: str) -> None:
+    with pytest.raises(FormatError, match=problem):
+        parse_dump(ROOT + lines.encode())
+
+
+def test_dump_many_hard_links_in_a_chain() -> None:
+    count = 20000
+    chain = "".join(LINK.format(n, n + 1) for n in range(count))
+    root = parse_dump(ROOT + chain.encode() + FILE.replace("f", str(count)).encode())
+    assert set(root.entries.values()) == {root.entries[b"0"]}
+    circle = chain + LINK.format(count, 0)
+    with pytest.raises(FormatError, match="back to itself"):
+        parse_dump(ROOT + circle.encode())
+
+
+def test_dump_line_without_end(tmp_path: Path) -> None:
+    (tmp_path / "dump").write_bytes(ROOT + b"/" + b"x" * (3 << 20))
+    with (
+        open(tmp_path / "dump", "rb") as file,
+        pytest.raises(FormatError, match="line 2, path: the line is longer than 1048576 bytes"),
+    ):
+        read_dump(file, "dump")
+
+
+def test_dump_is_read_in_pieces(tmp_path: Path) -> None:
+    text = ROOT + b"".join(
+        b"/%07d 64 100644 1 0 0 0 0.0 - %b -\n" % (number, b"x" * 64) for number in range(30000)
+    )
+    assert len(text) > 2 << 20
+    (tmp_path / "dump").write_bytes(text)
+    with open(tmp_path / "dump", "rb") as file:
+        assert format_dump(read_dump(file, "dump")) == text
 
 
 @settings(max_examples=300, deadline=None)

@@ -3,7 +3,8 @@
 tool of this name makes it. Specification: mkcomposefs(1).
 
 Digests are sha256. A directory's contents of more than 64 bytes go to the digest store, if one is
-named. Options about what of a directory is taken mean nothing for a dump file.
+named. Options about what of a directory is taken mean nothing for a dump file. It is read strictly
+(see dumpfile) when the environment has CFS_PARSE_STRICT.
 
 Format versions: the image is written as the lowest one, 0, and as 1 when it contains whiteouts and
 the highest one is at least 1. As soon as one of `--min-version` and `--max-version` is given, the
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from bootc.composefs.cli import classic
 from bootc.composefs.cli.classic import UsageError
 from bootc.composefs.digest import Algorithm, digest_bytes
-from bootc.composefs.dumpfile import parse_dump
+from bootc.composefs.dumpfile import read_dump
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import has_whiteouts, write_image
 from bootc.composefs.scan import find_digest, scan_directory
@@ -127,10 +128,11 @@ def choose_version(options: MakeOptions, root: Directory) -> FormatVersion:
 def read_source(options: MakeOptions) -> Directory:
     """The tree that SOURCE describes; with a digest store, its contents are in there after this."""
     if options.from_file:
+        strict = "CFS_PARSE_STRICT" in os.environ
         if options.source == "-":
-            return parse_dump(sys.stdin.buffer.read(), "standard input")
+            return read_dump(sys.stdin.buffer, "standard input", strict=strict)
         with open(options.source, "rb") as file:
-            return parse_dump(file.read(), options.source)
+            return read_dump(file, options.source, strict=strict)
     if not stat.S_ISDIR(os.lstat(options.source).st_mode):
         raise BootcError(
             f"{options.source} is not a directory", hint="a dump file is read with --from-file"
