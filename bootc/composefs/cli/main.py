@@ -110,7 +110,8 @@ def make_parser(modules: Sequence[str] = MODULES) -> tuple[argparse.ArgumentPars
     parser.add_argument(
         "--no-upgrade", action="store_true", help="refuse a repository of the old format"
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Naming the program here keeps argparse from formatting a usage, and from importing for that.
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="cfsctl")
     for name in modules:
         _load(name).register(commands)
     return parser, commands

@@ -205,3 +205,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
