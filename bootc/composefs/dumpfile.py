@@ -17,6 +17,7 @@ for a value that is just `-`.
 
 Read as the C tools do:
 
+* of MODE the low 16 bits count, of up to 64;
 * paths may lack the first slash and repeat slashes between names;
 * fields that are missing at the end of a line are empty. Empty CONTENT is content of 0 bytes;
 * CONTENT has SIZE bytes for whatever type has it, and takes precedence over PAYLOAD and DIGEST;
@@ -79,7 +80,7 @@ _NO_NAMES = (b"", b".", b"..")
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.?))", re.DOTALL)
 _PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _DECIMAL = re.compile(rb"[0-9]{1,20}\Z")
-_OCTAL = re.compile(rb"[0-7]{1,7}\Z")
+_OCTAL = re.compile(rb"[0-7]{1,22}\Z")
 _TIME = re.compile(rb"(-?[0-9]{1,19})\.([0-9]{1,9})\Z")
 _EMPTY = Inline(b"")
 
@@ -266,9 +267,9 @@ class _Parser:
         if not _OCTAL.match(text):
             self.fail("mode", f"{shown[:40]!r} is not an octal number")
         mode = int(text, 8)
-        if mode >> 16:
+        if mode >> 64:
             self.fail("mode", f"{shown!r} is too large")
-        kind = st.S_IFMT(mode)
+        kind = st.S_IFMT(mode & 0xFFFF)
         if kind not in _KINDS:
             self.fail("mode", f"{shown!r} has no known file type")
         return kind
