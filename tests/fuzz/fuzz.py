@@ -63,7 +63,7 @@ def run_target(name: str, engine: str, runs: int, seed: int) -> Report:
     outcome = Outcome(**fields)
     finding = ""
     if done.status != 0 or outcome.runs < runs:
-        said = done.stderr.strip().splitlines()[-40:]
+        said = (done.stderr + done.stdout).strip().splitlines()[-40:]
         finding = "\n".join([*said, f"(exit status {done.status}, {outcome.runs} runs)"])
     return Report(name=name, outcome=outcome, finding=finding)
 
