@@ -26,6 +26,7 @@ from vmtests.disk import BaseDisk
 from vmtests.domain import Disk, DiskFormat, MachineSpec, Uefi
 from vmtests.image import BuiltImage
 from vmtests.options import BcvkInstallOpts
+from vmtests.qcow2 import make_qcow2
 from vmtests.session import Session, open_session
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def installed_spec(
     overlay = where / "disk.qcow2"
     if not (keep_disk and overlay.exists()):
         overlay.unlink(missing_ok=True)
-        disk.make_qcow2(overlay, backing=base.path)
+        make_qcow2(overlay, backing=base.path)
         (where / "efivars.fd").unlink(missing_ok=True)
     opts = session.opts
     secure = opts.firmware is Firmware.SECURE

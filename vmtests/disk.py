@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootc import process
 from bootc.errors import BootcError, ProcessError
 from bootc.log import step
 from vmtests import cache, content, paths, ssh
@@ -30,6 +29,7 @@ from vmtests.hypervisor import Hypervisor
 from vmtests.image import BuiltImage
 from vmtests.machine import Machine, start_machine
 from vmtests.options import BcvkInstallOpts
+from vmtests.qcow2 import make_qcow2
 from vmtests.readiness import FAST_ARGS, KERNEL_ARGS
 from vmtests.tree import OCI_TAG, ImageTree, exported
 
@@ -72,27 +72,12 @@ def installer_argv(opts: BcvkInstallOpts) -> list[str]:
     return [*argv, _TARGET]
 
 
-def make_qcow2(path: Path, *, size: int | None = None, backing: Path | None = None) -> None:
-    """A new qcow2 file: empty of `size` bytes, or an overlay of `backing`."""
-    program = process.need_program(
-        "qemu-img", hint="install it: apt-get install qemu-utils, dnf install qemu-img"
-    )
-    argv = [program, "create", "-q", "-f", "qcow2"]
-    if backing is not None:
-        kind = "qcow2" if backing.suffix == ".qcow2" else "raw"
-        argv += ["-b", str(backing.resolve()), "-F", kind]
-    argv.append(str(path))
-    if size is not None:
-        argv.append(str(size))
-    process.run(argv, timeout=60)
-
-
 def tree_spec(
     tree: ImageTree, scratch: Path, *, name: str, accel: Accel, opts: BcvkInstallOpts
 ) -> MachineSpec:
     """A machine that runs the image's own tree, on an overlay in `scratch`."""
     root = scratch / "root.qcow2"
-    make_qcow2(root, backing=tree.tree)
+    make_qcow2(root, backing=tree.tree, backing_format=DiskFormat.RAW)
     return MachineSpec(
         name=name,
         boot=DirectKernel(

@@ -40,7 +40,7 @@ class Accel(StrEnum):
         return "host-passthrough" if self is Accel.KVM else "maximum"
 
 
-# TCG runs the string instructions byte by byte. Without these two flags the kernel copies words, and
+# TCG runs string instructions byte by byte. Without these flags the kernel copies words, and
 # copying from the page cache is three to eight times faster.
 _SLOW_EMULATED = ("erms", "fsrm")
 

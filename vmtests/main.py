@@ -30,12 +30,28 @@ from vmtests.machine import Machine
 from vmtests.options import BcvkInstallOpts
 from vmtests.plans import Plan, Start, load_plans, select_plans
 from vmtests.results import RunResult
+from vmtests.runner import Settings
 from vmtests.session import Session, open_session
 from vmtests.tell import answer, reported
 
-CONTEXT = {"distro": "debian-13", "running_env": "image_mode"}
 MEMORY = "memory"
 """The cache of booted machines."""
+
+
+def context(opts: BcvkInstallOpts) -> dict[str, str]:
+    """What plans and tests can be adjusted for, by fmf's `when`."""
+    axes = {axis: str(getattr(opts, axis)) for axis in constraints.AXES}
+    return {"distro": "debian-13", "running_env": "image_mode", "initrd": str(opts.initrd), **axes}
+
+
+def host_versions(session: Session) -> dict[str, str]:
+    """What machines ran on, for the page of a failure."""
+
+    def text(number: int) -> str:
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+    qemu, libvirt = session.hypervisor().versions()
+    return {"QEMU": text(qemu), "libvirt": text(libvirt), "accelerator": str(session.accel())}
 
 
 def results_folder(opts: BcvkInstallOpts) -> Path:
@@ -98,9 +114,17 @@ def _disk(built: BuiltImage, session: Session) -> AbstractContextManager[BaseDis
 
 def run_tmt(opts: BcvkInstallOpts, filters: Sequence[str], out: Path) -> RunResult:
     """The selected plans with `opts`, their reports in `out`."""
-    select_plans(load_plans(paths.CHECKOUT, CONTEXT), filters)  # before anything is built
+    known = context(opts)
+    select_plans(load_plans(paths.CHECKOUT, known), filters)  # before anything is built
     with _provider(opts) as provide:
-        return runner.run_plans(filters, provide, out, root=paths.CHECKOUT, context=CONTEXT)
+        return runner.run_plans(
+            filters,
+            provide,
+            out,
+            root=paths.CHECKOUT,
+            context=known,
+            settings=Settings(host_versions=host_versions(provide.session)),
+        )
 
 
 def _tmt(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
@@ -145,7 +169,7 @@ def _interop(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
             provide,
             results_folder(opts) / "interop",
             root=paths.CHECKOUT,
-            context=CONTEXT,
+            context=context(opts),
             key=provide.session.key.private,
         )
     for name, results in compared.theirs.items():

@@ -28,11 +28,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootc import process
 from bootc.errors import BootcError, FormatError
 from bootc.jsonutil import canonical, pretty, read_object
 from bootc.log import step
@@ -51,6 +50,7 @@ from vmtests.domain import (
 )
 from vmtests.hypervisor import Hypervisor
 from vmtests.machine import BOOT_ID, Machine, adopt, claim_name, end, start_machine
+from vmtests.qcow2 import make_qcow2
 from vmtests.ssh import KeyPair
 
 _log = logging.getLogger(__name__)
@@ -165,13 +165,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def make_overlay(path: Path, base: Path, base_format: DiskFormat) -> None:
-    """A qcow2 at `path` that holds what is written on top of `base`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    backing = ["-b", str(base.resolve()), "-F", base_format]
-    process.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(path)], timeout=30)
-
-
 @contextmanager
 def booted_machine(
     hypervisor: Hypervisor,
@@ -220,7 +213,7 @@ def _on_overlays(spec: MachineSpec, folder: Path) -> MachineSpec:
     for index, disk in enumerate(spec.disks):
         if not disk.readonly:
             path = folder / f"disk{index}.qcow2"
-            make_overlay(path, disk.path, disk.format)
+            make_qcow2(path, backing=disk.path, backing_format=disk.format)
             disk = replace(disk, path=path, format=DiskFormat.QCOW2)
         disks.append(disk)
     boot = spec.boot
@@ -251,9 +244,11 @@ def _try_build(
                 _log.warning("%s; each test will boot", error)
                 return None
         _write_manifest(folder, spec, timings=timings, identity=identity)
-        with suppress(OSError):  # another process was faster: its entry is as good
+        try:
             folder.rename(cache / name)
-        return find_snapshot(cache, name)
+        except OSError:  # another process was faster: its entry is as good
+            return find_snapshot(cache, name)
+        return Snapshot(folder=cache / name, key=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -330,7 +325,7 @@ def _restore(
     for index, disk in enumerate(spec.disks):
         if not disk.readonly:
             overlay = scratch / f"disk{index}.qcow2"
-            make_overlay(overlay, snapshot.folder / f"disk{index}.qcow2", DiskFormat.QCOW2)
+            make_qcow2(overlay, backing=snapshot.folder / f"disk{index}.qcow2")
             disks[target_name(index)] = overlay
     nvram = None
     if isinstance(spec.boot, Uefi):

@@ -186,7 +186,7 @@ def test_doctor_says_how_to_get_a_missing_qemu(tmp_path: Path) -> None:
 
 
 NEED_QEMU = {
-    "an overlay": "disk.make_qcow2(folder / 'disk.qcow2', size=1 << 20)",
+    "an overlay": "qcow2.make_qcow2(folder / 'disk.qcow2', size=1 << 20)",
     "the KVM probe": "accel._key('qemu-system-x86_64')",
     "a machine": "hypervisor.open_hypervisor(None, folder).__enter__()",
 }
@@ -196,7 +196,7 @@ NEED_QEMU = {
 def test_whatever_needs_qemu_says_which_package_has_it(what: str, tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
-        "from vmtests import accel, disk, hypervisor, tell\n"
+        "from vmtests import accel, hypervisor, qcow2, tell\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"with tell.reported():\n    {NEED_QEMU[what]}\n"
     )
