@@ -78,7 +78,9 @@ def make_repository() -> str:
         with open(f"{source}/{name}", "wb") as file:
             file.write(content(name))
     said = booted.output("cfsctl", "--repo", REPO, "init")
-    booted.expect("required" in said, f"the repository demands verity: {said.splitlines()}")
+    booted.expect(
+        "verity:    required" in said, f"the repository demands verity: {said.splitlines()}"
+    )
     command = ("create-image", "--no-propagate-usr-to-root", source, "image")
     booted.output("cfsctl", "--repo", REPO, *command)
     (image,) = json.loads(booted.output("cfsctl", "--repo", REPO, "images", "--json"))["images"]
