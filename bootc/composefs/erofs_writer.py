@@ -7,7 +7,8 @@ What epoch 1 (V0, V1) changes on the way, none of it in the caller's tree:
 * a file whose data isn't in the image gets `trusted.overlay.metacopy` (its digest) and
   `trusted.overlay.redirect` (its path in the object directory);
 * a whiteout of the user's (character device 0) becomes an empty file marked as one, and its
-  directory is marked to contain some; from V1 on the directory is marked opaque `x`, too;
+  directory (that of its home, see tree.Leaf) is marked to contain some; from V1 on the directory is
+  marked opaque `x`, too;
 * the root is opaque, and hides the object directories with 256 whiteouts.
 
 Epoch 2 does the first two only. An inode is compact, in epoch 1, when its time is the earliest of
@@ -158,7 +159,7 @@ class _Image:
         for child in node.entries.values():
             if isinstance(child, Directory):
                 links += 1
-            elif _is_whiteout(child.content):
+            elif _is_whiteout(child.content) and (child.home is None or child.home[0] is node):
                 has_whiteout = True
         extra: dict[bytes, bytes] = {}
         if self.epoch == 1:

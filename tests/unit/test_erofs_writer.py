@@ -188,3 +188,22 @@ def test_erofs_v2_refuses_what_the_kernel_could_not_read() -> None:
         with pytest.raises(BootcError, match="V2") as caught:
             write_image(root, version=V2)
         assert caught.value.hint is not None
+
+
+def test_erofs_linked_whiteout_marks_the_directory_of_its_home() -> None:
+    """As C composefs 1.0.8 writes it: a hard link to a whiteout marks nothing."""
+    lines = (
+        "/ 0 40755 2 0 0 0 0.0 - - -\n"
+        "/a 0 40755 2 0 0 0 0.0 - - -\n"
+        "/a/link 0 @20644 1 0 0 0 0.0 /b/w - -\n"
+        "/b 0 40755 2 0 0 0 0.0 - - -\n"
+        "/b/w 0 20644 2 0 0 0 0.0 - - -\n"
+        "/c 0 100644 2 0 0 0 0.0 - - -\n"
+    )
+    expected = {
+        V0: "a4eabcb368d37a6393de828aa4781fc5f0f234fbe24315905a9ebe204e886d5c",
+        V1: "9fc6adc97d4447cd306122aef954c7bc55bb2bf13705685e54755fe5c4ef2919",
+    }
+    for version, digest in expected.items():
+        image = write_image(parse_dump(lines.encode()), version=version, algorithm=Algorithm.SHA256)
+        assert digest_bytes(image, Algorithm.SHA256).hex() == digest
