@@ -33,7 +33,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from bootc.composefs.repository import NotFoundError, Repository
+from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.linux import libc, newmount
 from bootc.linux.loop import open_loop
@@ -138,15 +138,10 @@ def mount_image(
     A secure repository's objects are checked by the kernel, of an insecure one nothing is. Raises
     `NotFoundError`, and `BootcError` for what the kernel refuses. Needs CAP_SYS_ADMIN.
     """
-    digest = repo.find_image(name)
-    if digest is None:
-        raise NotFoundError(
-            f"there is no image {name} in {repo.path}", hint="`cfsctl images` lists the names"
-        )
     if (upper is None) != (work is None):
         raise BootcError("an upper directory needs a work directory, and the other way round")
     with ExitStack() as stack:
-        image = _keep(stack, repo.open_object(digest))
+        image = _keep(stack, repo.open_image(name).fd)
         objects = _keep(stack, os.open("objects", _FOLDER, dir_fd=repo.fd))
         options = MountOptions(
             objects=(objects,),

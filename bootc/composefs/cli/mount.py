@@ -20,7 +20,7 @@ from bootc.composefs.diff import Change, Difference, diff_trees
 from bootc.composefs.dumpfile import escape
 from bootc.composefs.erofs_reader import read_image
 from bootc.composefs.mount import mount_image
-from bootc.composefs.repository import NotFoundError, Repository
+from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.jsonutil import Json
 from bootc.tree import Device, Directory, External, Inline, Node, Sparse, Special, Symlink
@@ -55,12 +55,7 @@ def _mount(args: argparse.Namespace) -> None:
 
 
 def _read(repo: Repository, name: str) -> Directory:
-    digest = repo.find_image(name)
-    if digest is None:
-        raise NotFoundError(
-            f"there is no image {name} in {repo.path}", hint="`cfsctl images` lists the names"
-        )
-    return read_image(repo.read_object(digest), name)
+    return read_image(repo.read_image(name), name)
 
 
 def _diff(args: argparse.Namespace) -> None:
