@@ -217,15 +217,21 @@ def read_file(repo: Contents, leaf: Leaf, path: str) -> bytes:
             raise BootcError(f"{path} in the image is no regular file")
 
 
-def encode_image(repo: Repository, root: Directory) -> bytes:
-    """The EROFS image of a tree in the repository's format."""
-    version = FormatVersion(repo.erofs_version)
-    return write_image(root, version=version, algorithm=repo.algorithm)
+def encode_image(repo: Repository, root: Directory, *, version: int | None = None) -> bytes:
+    """The EROFS image of a tree in the format `version`, else in the repository's."""
+    wanted = FormatVersion(repo.erofs_version if version is None else version)
+    return write_image(root, version=wanted, algorithm=repo.algorithm)
 
 
-def commit_image(repo: Repository, root: Directory, *, name: str | None = None) -> ComposefsImage:
+def commit_image(
+    repo: Repository, root: Directory, *, name: str | None = None, version: int | None = None
+) -> ComposefsImage:
     """Store the EROFS image of a tree, and make it mountable (by `name`, too)."""
-    data = encode_image(repo, root)
+    return commit_data(repo, encode_image(repo, root, version=version), name=name)
+
+
+def commit_data(repo: Repository, data: bytes, *, name: str | None = None) -> ComposefsImage:
+    """Store an EROFS image, and make it mountable."""
     try:
         digest = repo.write_image(data, name)
     except OSError as error:

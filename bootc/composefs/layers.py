@@ -13,10 +13,9 @@ memory until their number is known. Contents are streamed.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from bootc import fs
@@ -42,13 +41,10 @@ ENTRIES_KEPT = 50_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedLayer:
     """A layer whose contents are stored: its split stream's bytes (not stored yet), its members
-    (None when they were too many to keep), its unique objects with their sizes, how often they
-    are used, and the bytes that lie in the split stream itself."""
+    (None when they were too many to keep), and how many bytes lie in the split stream itself."""
 
     stream: bytes
     entries: tuple[Entry, ...] | None = None
-    objects: dict[bytes, int] = field(default_factory=dict)
-    uses: int = 0
     inlined: int = 0
 
 
@@ -63,8 +59,6 @@ class _ImportInput:
         source: str,
         unpacked_max: int,
     ) -> None:
-        self.objects: dict[bytes, int] = {}
-        self.uses = 0
         self.inlined = 0
         self._max = unpacked_max
         self._run = 0
@@ -155,7 +149,7 @@ class _ImportInput:
 
     def abort(self) -> None:
         """Give up contents that no worker has got."""
-        self._batch.discard()
+        self._batch.discard(self._pool.store)
 
     def _too_early(self) -> FormatError:
         return FormatError(self._source, self._base + len(self._data), "the tar ends too early")
@@ -214,7 +208,7 @@ class _ImportInput:
                 self._at += len(piece)
                 self._inline_from = self._at
         except BaseException:
-            os.close(fd)
+            self._pool.store.discard(fd)
             raise
         return fd
 
@@ -241,8 +235,6 @@ class _ImportInput:
                 self.inlined += len(segment)
                 self._writer.inline(segment)
             else:
-                self.uses += 1
-                self.objects[segment.digest] = segment.size
                 self._writer.external(segment.digest, segment.size)
 
 
@@ -253,13 +245,13 @@ def import_layer(
     *,
     digest: str,
     diff_id: str,
-    size: int,
+    size: int | None,
     compression: Compression,
     unpacked_max: int,
     on_bytes: Callable[[int], None] | None = None,
 ) -> ImportedLayer:
-    """Store a layer's contents. The blob's digest and `size` and the diff_id are verified before
-    this returns; until then nothing but objects is in the repository."""
+    """Store a layer's contents. The blob's digest, its `size` if that is known, and the diff id
+    are verified before this returns; until then nothing but objects is in the repository."""
     source = f"layer {digest}"
     plain = compression is Compression.NONE
     expected = [digest, diff_id] if plain else [digest]
@@ -298,8 +290,6 @@ def _import_tar(
     return ImportedLayer(
         stream=writer.finish(),
         entries=None if entries is None else tuple(entries),
-        objects=tar.objects,
-        uses=tar.uses,
         inlined=tar.inlined,
     )
 
@@ -322,9 +312,9 @@ def import_blob(
             fs.write_all(fd, piece)
         reader.verify()
     except BaseException:
-        os.close(fd)
+        pool.store.discard(fd)
         raise
     stored = pool.store.adopt(fd, size)
     writer = SplitStreamWriter(algorithm, OCI_BLOB)
     writer.external(stored, size)
-    return ImportedLayer(stream=writer.finish(), objects={stored: size}, uses=1)
+    return ImportedLayer(stream=writer.finish())

@@ -17,9 +17,11 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import BinaryIO
 
 from bootc.composefs.fetch import Fetch, WantedLayer
-from bootc.composefs.layers import ImportedLayer
+from bootc.composefs.layers import import_layer
+from bootc.composefs.objects import ObjectCounts
 from bootc.composefs.progress import Done, Event, Message, OnProgress, Skipped, one_at_a_time
 from bootc.composefs.repository import Repository
 from bootc.composefs.splitstream import OCI_LAYER
@@ -39,6 +41,7 @@ from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import (
     PLAIN_LAYER,
+    Compression,
     Manifest,
     layer_compression,
     read_config,
@@ -103,6 +106,48 @@ def pull(
     return replace(pulled, stats=stats)
 
 
+def import_tar(
+    repo: Repository,
+    tar: BinaryIO,
+    diff_id: str,
+    *,
+    name: str | None = None,
+    unpacked_max: int | None = None,
+) -> bytes:
+    """Store the layer that `tar` gives, not compressed, and return its split stream's digest.
+
+    `name` becomes a reference, `streams/refs/NAME`. Raises `FormatError` if the tar's digest isn't
+    `diff_id`; nothing is published then.
+    """
+    content_id = layer_content_id(diff_id)
+    with WriterPool(repo.writable_objects(), _writers()) as pool:
+        layer = import_layer(
+            tar,
+            pool,
+            repo.algorithm,
+            digest=diff_id,
+            diff_id=diff_id,
+            size=None,
+            compression=Compression.NONE,
+            unpacked_max=_unpacked_max(repo, unpacked_max),
+        )
+    digest = repo.write_stream(content_id, layer.stream)
+    if name is not None:
+        repo.name_stream(content_id, name)
+    return digest
+
+
+def _writers() -> int:
+    return min(len(os.sched_getaffinity(0)), WRITERS_MAX)
+
+
+def _unpacked_max(repo: Repository, wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    space = os.fstatvfs(repo.fd)
+    return space.f_blocks * space.f_frsize
+
+
 def _wanted_layers(source: ImageSource, manifest: Manifest, reference: str) -> list[WantedLayer]:
     if not manifest.is_container:
         return [
@@ -165,25 +210,23 @@ def _pull_layers(
             report(Skipped(id=item.id))
     stats = PullStats()
     if todo:
-        cpus = len(os.sched_getaffinity(0))
-        space = os.fstatvfs(repo.fd)
-        limit = unpacked_max if unpacked_max is not None else space.f_blocks * space.f_frsize
+        limit = _unpacked_max(repo, unpacked_max)
+        at_once = readers or min(len(os.sched_getaffinity(0)), READERS_MAX)
         store = repo.writable_objects()
-        before = frozenset(store.names())
-        with WriterPool(store, min(cpus, WRITERS_MAX)) as pool:
+        before = repo.counts()
+        inlined = streams = 0
+        with WriterPool(store, _writers()) as pool:
             fetch = Fetch(source, pool, repo.algorithm, limit, report)
-            imported: list[ImportedLayer] = []
-            with closing(
-                fetch.run(list(todo.values()), readers or min(cpus, READERS_MAX))
-            ) as results:
+            with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:
                     digest = repo.write_stream(layer_content_id(item.id), layer.stream)
                     done[item.id] = PulledLayer(
                         diff_id=item.id, digest=digest, entries=layer.entries
                     )
-                    imported.append(replace(layer, stream=b"", entries=None))
+                    inlined += layer.inlined
+                    streams += len(layer.stream)
                     report(Done(id=item.id, transferred=item.descriptor.size))
-        stats = _count(imported, before)
+        stats = _stats(before, repo.counts(), inlined, len(todo), streams)
     return tuple(done[item.id] for item in wanted), stats
 
 
@@ -199,16 +242,19 @@ def _find_layer(repo: Repository, item: WantedLayer) -> bytes | None:
     return stored if open_stream(repo, content_id).content_type == OCI_LAYER else None
 
 
-def _count(imported: Sequence[ImportedLayer], before: frozenset[str]) -> PullStats:
-    objects: dict[bytes, int] = {}
-    for layer in imported:
-        objects |= layer.objects
-    new = {digest: size for digest, size in objects.items() if digest.hex() not in before}
+def _stats(
+    before: ObjectCounts, after: ObjectCounts, inlined: int, streams: int, size: int
+) -> PullStats:
+    """What was counted, less the `streams` split streams, which are `size` bytes."""
+
+    def made(counts: ObjectCounts) -> int:
+        return counts.written + counts.reflinked + counts.hardlinked + counts.copied
+
     return PullStats(
-        new=len(new),
-        present=sum(layer.uses for layer in imported) - len(new),
-        stored=sum(new.values()),
-        inlined=sum(layer.inlined for layer in imported),
+        new=max(0, made(after) - made(before) - streams),
+        present=after.existing - before.existing,
+        stored=max(0, after.new_bytes - before.new_bytes - size),
+        inlined=inlined,
     )
 
 

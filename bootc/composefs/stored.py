@@ -25,7 +25,7 @@ from bootc.composefs.splitstream import (
     SplitStreamWriter,
     read_splitstream,
 )
-from bootc.errors import FormatError
+from bootc.errors import BootcError, FormatError
 from bootc.oci.model import read_config, read_manifest, verify_digest
 from bootc.oci.tarstream import Entry
 
@@ -288,9 +288,25 @@ def load_config(
     )
 
 
-def count_referrers(repo: Repository, manifest_digest: str) -> int:
-    """How many artifacts in the repository say that they are about this manifest."""
-    return len(find_referrers(repo, manifest_digest))
+def load_named(repo: Repository, name: str, verity: str | None = None) -> PulledImage:
+    """The image of a tag, or of `@DIGEST` of its config (or its manifest).
+
+    `verity` is what the split stream's own digest has to be, in hexadecimal: then what is named is
+    trusted as much as the one who gave it. Raises `BootcError` if it differs.
+    """
+    if name.startswith("@") and repo.find_stream(config_content_id(name[1:])) is not None:
+        content_id = config_content_id(name[1:])
+    else:
+        content_id = find_manifest(repo, name)
+    found = repo.find_stream(content_id)
+    if verity is not None and (found is None or found.hex() != verity.lower()):
+        said = "missing" if found is None else found.hex()
+        raise BootcError(f"{content_id} has the verity digest {said}, not {verity}")
+    if content_id.startswith(config_content_id("")):
+        image = load_config(repo, name[1:], digest=found if verity is not None else None)
+        return replace(image, reference=name)
+    image = load_image(repo, name)
+    return replace(image, trusted=True) if verity is not None else image
 
 
 def find_referrers(repo: Repository, manifest_digest: str) -> list[str]:

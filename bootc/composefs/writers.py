@@ -7,7 +7,6 @@ written by the reader into an unnamed file and only finished here.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -38,12 +37,12 @@ class Batch:
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
-    def discard(self) -> None:
-        """Close what was never stored."""
+    def discard(self, store: ObjectStore) -> None:
+        """Give up what was never stored."""
         for item in self.items:
             if item.fd >= 0:
-                os.close(item.fd)
-                item.fd = -1
+                fd, item.fd = item.fd, -1
+                store.discard(fd)
 
 
 class WriterPool:
@@ -79,7 +78,7 @@ class WriterPool:
             while True:
                 left = self._queue.get_nowait()
                 if left is not None:
-                    left.discard()
+                    left.discard(self.store)
         except Empty:
             pass
 
@@ -95,7 +94,7 @@ class WriterPool:
             except BaseException as error:  # handed to the thread that waits for the batch
                 batch.error = error
             finally:
-                batch.discard()
+                batch.discard(self.store)
                 batch.done.set()
 
     def _store_all(self, batch: Batch) -> None:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""`cfsctl oci`: images pulled from elsewhere."""
+"""`cfsctl oci`: images pulled from elsewhere.
+
+An image is named by its tag or by `@DIGEST`. For `compute-id` and `dump` that is the digest of the
+config (the manifest's will do, too), for the others the manifest's. What is asked for by digest is
+verified against it, layers included, unless the verity digest of the stream is given as well; what
+is asked for by tag is believed as far as the repository itself is.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from bootc import jsonutil, log
-from bootc.composefs.assemble import (
-    XattrMode,
-    assemble,
-    commit_image,
-    encode_image,
-    transform_for_boot,
-)
+from bootc.composefs.assemble import XattrMode, assemble, encode_image, transform_for_boot
+from bootc.composefs.cli import oci_boot, oci_layers
 from bootc.composefs.cli.common import (
     SHORT,
     Group,
@@ -24,105 +24,156 @@ from bootc.composefs.cli.common import (
     tree_options,
 )
 from bootc.composefs.digest import digest_bytes
-from bootc.composefs.pull import pull
-from bootc.composefs.stored import attach_images, image_key, load_image, load_images
+from bootc.composefs.dumpfile import dump_lines
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import (
+    PulledImage,
+    find_referrers,
+    image_key,
+    load_image,
+    load_images,
+    load_named,
+    manifest_content_id,
+)
 from bootc.errors import BootcError
 from bootc.jsonutil import Json
-from bootc.oci.layout import open_source
-from bootc.oci.model import read_config, read_manifest
-from bootc.oci.reference import parse_imgref
+from bootc.oci.model import check_digest, read_config, read_manifest
+from bootc.tree import Directory
+
+_LOCAL_FETCH = ("disabled", "auto", "if-possible", "zerocopy", "zero-copy")
 
 
 def _pull(args: argparse.Namespace) -> None:
+    # What a pull needs, and nothing else here: threads, zstandard, the proxy.
+    from bootc.composefs.committed import commit_pulled
+    from bootc.composefs.pull import pull
+    from bootc.oci.layout import open_source
+    from bootc.oci.proxy import ProxyOptions
+
+    if args.expected_digest is not None and not args.bootable:
+        raise BootcError("--expected-digest is about the bootable image", hint="add --bootable")
+    if args.local_fetch.startswith("zero"):
+        raise BootcError(
+            "container storage is read through skopeo, which copies",
+            hint="leave --local-fetch out",
+        )
     tag = args.name if args.name is not None else args.image
-    parse_imgref(args.image)
-    with (
-        open_repository(args) as repo,
-        log.step(f"pull {args.image}"),
-        open_source(args.image) as source,
-    ):
-        pulled = pull(repo, source, reference=args.image, tag=tag)
-        root = assemble(repo, pulled)
-        version = repo.erofs_version
-        plain = commit_image(repo, root)
-        images = {image_key(boot=False, erofs_version=version): bytes.fromhex(plain.id)}
-        boot = None
-        if args.bootable:
-            transform_for_boot(root, repo)
-            boot = commit_image(repo, root)
-            images[image_key(boot=True, erofs_version=version)] = bytes.fromhex(boot.id)
-        pulled = attach_images(repo, pulled, images)
-    print(f"manifest {pulled.manifest_digest}")
-    print(f"config   {pulled.config_digest}")
-    print(f"verity   {pulled.manifest_id}")
+    options = ProxyOptions(
+        authfile=args.authfile, insecure=args.tls_verify == "false", user_agent=args.user_agent
+    )
+    with open_repository(args) as repo:
+        with (
+            log.step(f"pull {args.image}"),
+            open_source(args.image, options) as source,
+        ):
+            pulled = pull(repo, source, reference=args.image, unpacked_max=args.layer_max)
+        with log.step("write the composefs image"):
+            done = commit_pulled(
+                repo, pulled, bootable=args.bootable, expected=args.expected_digest
+            )
+        repo.tag(manifest_content_id(pulled.manifest_digest), tag)
+    print(f"manifest {done.pulled.manifest_digest}")
+    print(f"config   {done.pulled.config_digest}")
+    print(f"verity   {done.pulled.manifest_id}")
     print(f"tagged   {tag}")
-    if boot is not None:
-        print(f"Boot image: {boot.id}")
-    if args.expected_digest is not None and (boot or plain).id != args.expected_digest:
-        raise BootcError(f"the image has the digest {(boot or plain).id}, not the expected one")
+    print(f"objects  {done.pulled.stats}")
+    if done.boot is not None:
+        print(f"Boot image: {done.boot.id}")
+
+
+def _describe(repo: Repository, image: PulledImage) -> dict[str, Json]:
+    manifest = read_manifest(image.manifest, image.manifest_digest)
+    architecture = system = ""
+    created = None
+    if image.is_container:
+        config = read_config(image.config, image.config_digest)
+        architecture, system, created = config.architecture, config.os, config.created
+    return {
+        "name": image.reference,
+        "manifest_digest": image.manifest_digest,
+        "is_container": image.is_container,
+        "architecture": architecture,
+        "os": system,
+        "created": created,
+        "layer_count": len(manifest.layers),
+        "referrer_count": len(find_referrers(repo, image.manifest_digest)),
+    }
 
 
 def _images(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
-        images = list(load_images(repo))
-    rows: list[dict[str, Json]] = []
-    for image in images:
-        config = read_config(image.config, image.config_digest)
-        rows.append(
-            {
-                "name": image.reference,
-                "manifest_digest": image.manifest_digest,
-                "is_container": True,
-                "architecture": config.architecture,
-                "os": config.os,
-                "created": config.created,
-                "layer_count": len(read_manifest(image.manifest, image.manifest_digest).layers),
-                "referrer_count": 0,
-            }
-        )
+        rows = [_describe(repo, image) for image in load_images(repo)]
     if args.json:
         print(jsonutil.pretty({"images": list(rows)}), end="")
         return
-    table = [("NAME", "DIGEST", "ARCH", "LAYERS")]
+    table = [("NAME", "DIGEST", "ARCH", "LAYERS", "REFS")]
     for row in rows:
         digest = str(row["manifest_digest"]).removeprefix("sha256:")[:SHORT]
-        table.append((str(row["name"]), digest, str(row["architecture"]), str(row["layer_count"])))
+        kind = str(row["architecture"]) if row["is_container"] else "artifact"
+        counts = (str(row["layer_count"]), str(row["referrer_count"]))
+        table.append((str(row["name"]), digest, kind, *counts))
     print_table(table)
+
+
+def _tree(args: argparse.Namespace, repo: Repository) -> Directory:
+    image = load_named(repo, args.image, args.verity)
+    root = assemble(repo, image, xattrs=XattrMode(args.xattrs))
+    if args.bootable:
+        transform_for_boot(root, repo)
+    return root
 
 
 def _compute_id(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
-        root = assemble(repo, load_image(repo, args.image), xattrs=XattrMode(args.xattrs))
-        if args.bootable:
-            transform_for_boot(root, repo)
-        print(digest_bytes(encode_image(repo, root), repo.algorithm).hex())
+        data = encode_image(repo, _tree(args, repo))
+        print(digest_bytes(data, repo.algorithm).hex())
+
+
+def _dump(args: argparse.Namespace) -> None:
+    with open_repository(args) as repo:
+        for line in dump_lines(_tree(args, repo)):
+            print(line)
 
 
 def _inspect(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
         image = load_image(repo, args.image)
+        referrers = find_referrers(repo, image.manifest_digest)
+        version = repo.erofs_version
     if args.manifest or args.config:
-        sys.stdout.write((image.manifest if args.manifest else image.config).decode())
+        sys.stdout.buffer.write((image.manifest if args.manifest else image.config) + b"\n")
         return
     value: dict[str, Json] = {
-        "manifest": json.loads(image.manifest),
-        "config": json.loads(image.config),
-        "referrers": [],
+        "manifest": image.manifest.decode("utf-8", "replace"),
+        "config": image.config.decode("utf-8", "replace"),
+        "referrers": list(referrers),
     }
-    for key, digest in image.images.items():
-        field = "composefs_boot_erofs" if ".boot" in key else "composefs_erofs"
-        value[field] = digest.hex()
+    for field, boot in (("composefs_erofs", False), ("composefs_boot_erofs", True)):
+        found = image.images.get(image_key(boot=boot, erofs_version=version))
+        value[field] = None if found is None else found.hex()
     print(jsonutil.pretty(value), end="")
 
 
 def _tag(args: argparse.Namespace) -> None:
+    digest = check_digest(args.manifest_digest.removeprefix("@"), "the command line", "DIGEST")
     with open_repository(args) as repo:
-        repo.tag(f"oci-manifest-{args.manifest_digest}", args.name)
+        repo.tag(manifest_content_id(digest), args.name)
+    print(f"Tagged {digest} as {args.name}")
 
 
 def _untag(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
         repo.untag(args.name)
+    print(f"Removed tag {args.name}")
+
+
+def _size(text: str) -> int:
+    """`5000000000`, `5G`: bytes, with a binary suffix if there is one."""
+    number, suffix = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    powers = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+    if not number.isdigit() or suffix not in powers:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 5000000000 or 5G")
+    return int(number) << powers[suffix]
 
 
 def register(commands: Group) -> None:
@@ -133,18 +184,43 @@ def register(commands: Group) -> None:
     made.add_argument("image", help="oci:PATH[:TAG], docker://NAME, …")
     made.add_argument("name", nargs="?", help="its tag, if not IMAGE")
     made.add_argument("--bootable", action="store_true", help="make the bootable image, too")
-    made.add_argument("--expected-digest", metavar="HEX")
+    made.add_argument(
+        "--expected-digest", metavar="HEX", help="find the bootable image that has it"
+    )
+    made.add_argument(
+        "--local-fetch",
+        choices=_LOCAL_FETCH,
+        default="disabled",
+        help="container storage is read through skopeo in any case",
+    )
+    made.add_argument("--authfile", metavar="FILE", help="credentials for the registry")
+    made.add_argument("--tls-verify", choices=["true", "false"], default="true")
+    made.add_argument("--user-agent", metavar="TEXT", help="needs skopeo 1.19")
+    made.add_argument(
+        "--layer-max",
+        type=_size,
+        metavar="SIZE",
+        help="what a layer may unpack to; default: the size of the repository's file system",
+    )
     add_command(group, "images", _images, "List the tagged images.").add_argument(
         "--json", action="store_true"
     )
-    made = add_command(group, "compute-id", _compute_id, "Print the digest of an image's tree.")
-    made.add_argument("image", help="a tag, or @DIGEST of a manifest")
-    tree_options(made)
+    for name, run, text in (
+        ("compute-id", _compute_id, "Print the digest of the image of an image's tree."),
+        ("dump", _dump, "Print an image's tree as a dump file."),
+    ):
+        made = add_command(group, name, run, text)
+        made.add_argument("image", help="a tag, or @DIGEST of a config")
+        made.add_argument("verity", nargs="?", help="what the split stream has to be")
+        tree_options(made)
     made = add_command(group, "inspect", _inspect, "Show an image's documents.")
-    made.add_argument("image")
-    made.add_argument("--manifest", action="store_true", help="the raw manifest only")
-    made.add_argument("--config", action="store_true", help="the raw config only")
+    made.add_argument("image", help="a tag, or @DIGEST of a manifest")
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--manifest", action="store_true", help="the raw manifest only")
+    which.add_argument("--config", action="store_true", help="the raw config only")
     made = add_command(group, "tag", _tag, "Give an image a tag.")
-    made.add_argument("manifest_digest")
+    made.add_argument("manifest_digest", metavar="DIGEST", help="of the manifest")
     made.add_argument("name")
     add_command(group, "untag", _untag, "Remove a tag.").add_argument("name")
+    oci_layers.register(group)
+    oci_boot.register(group)

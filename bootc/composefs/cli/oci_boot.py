@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""`cfsctl oci mount`, `oci prepare-boot` and `oci fsck`: images in use, and whether they are sound.
+
+`prepare-boot` makes the bootable image, writes the image's boot files and its entry into the boot
+partition, and the directories for /var and /etc beside the repository (`bootc install` keeps its
+state otherwise). It prints nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from bootc import jsonutil
+from bootc.composefs.cli.common import Group, add_command, open_repository
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage, image_key, load_image, load_named
+from bootc.errors import BootcError
+
+_FUSE = ("auto", "yes", "no")
+
+
+def _image_name(repo: Repository, image: PulledImage, *, boot: bool) -> str:
+    for version in repo.erofs_versions:
+        found = image.images.get(image_key(boot=boot, erofs_version=version))
+        if found is not None:
+            return found.hex()
+    raise BootcError(
+        f"{image.reference} has no {'bootable ' if boot else ''}EROFS image",
+        hint=f"pull it again{' with --bootable' if boot else ''}",
+    )
+
+
+def _mount(args: argparse.Namespace) -> None:
+    from bootc.composefs.mount import mount_image
+
+    if args.fuse == "yes" or args.foreground:
+        raise BootcError(
+            "FUSE is not offered: images are mounted by the kernel", hint="leave --fuse out"
+        )
+    named = f"@{args.image}" if args.image.startswith("sha256:") else args.image
+    with open_repository(args) as repo:
+        name = _image_name(repo, load_image(repo, named), boot=args.bootable)
+        with mount_image(
+            repo, name, upper=args.upperdir, work=args.workdir, read_write=args.read_write
+        ) as mount:
+            mount.attach(args.mountpoint)
+
+
+def _prepare_boot(args: argparse.Namespace) -> None:
+    from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+    from bootc.composefs.bootfiles import find_entries, make_state, write_entry
+    from bootc.composefs.erofs_format import FormatVersion
+    from bootc.composefs.karg import format_karg
+
+    with open_repository(args) as repo:
+        root = assemble(repo, load_named(repo, args.image, args.verity))
+        entries = find_entries(repo, root)
+        if not entries:
+            raise BootcError(
+                f"{args.image} has neither boot entries nor a kernel",
+                hint="a kernel belongs at /usr/lib/modules/VERSION/vmlinuz",
+            )
+        transform_for_boot(root, repo)
+        image = commit_image(repo, root)
+        karg = format_karg(
+            bytes.fromhex(image.id),
+            algorithm=repo.algorithm,
+            version=FormatVersion(repo.erofs_version),
+            insecure=not repo.secure,
+        )
+        write_entry(
+            repo, entries[0], args.bootdir, karg, entry_id=args.entry_id, cmdline=args.cmdline
+        )
+        make_state(os.path.dirname(os.path.abspath(repo.path)), image.id)
+
+
+def _fsck(args: argparse.Namespace) -> None:
+    from bootc.composefs.oci_fsck import check_images
+
+    with open_repository(args) as repo:
+        report = check_images(repo, image=args.image)
+    if args.json:
+        print(jsonutil.pretty(report.to_json()), end="")
+        return
+    print(report.to_text(), end="", flush=True)
+    if not report.ok:
+        raise BootcError("OCI integrity check failed")
+
+
+def register(group: Group) -> None:
+    made = add_command(group, "mount", _mount, "Mount the EROFS image of an image; needs root.")
+    made.add_argument("image", help="a tag, or DIGEST of a manifest")
+    made.add_argument("mountpoint")
+    made.add_argument("--bootable", action="store_true", help="mount the bootable one")
+    made.add_argument("--upperdir", metavar="DIR", help="what is written goes here")
+    made.add_argument("--workdir", metavar="DIR", help="an empty one, where --upperdir is")
+    made.add_argument("--read-write", action="store_true", help="allow writing into --upperdir")
+    made.add_argument("--fuse", nargs="?", const="yes", default="auto", choices=_FUSE)
+    made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
+    made = add_command(
+        group, "prepare-boot", _prepare_boot, "Make the bootable image and write its boot entry."
+    )
+    made.add_argument("image", help="a tag, or @DIGEST of a config")
+    made.add_argument("verity", nargs="?", help="what the split stream has to be")
+    made.add_argument("--bootdir", metavar="DIR", default="/boot", help="the boot partition")
+    made.add_argument("--entry-id", metavar="ID", help="of the entry, and of its files' folder")
+    made.add_argument(
+        "--cmdline", metavar="ARGS", action="append", default=[], help="more kernel arguments"
+    )
+    made = add_command(group, "fsck", _fsck, "Check images, and the repository with them.")
+    made.add_argument("image", nargs="?", help="only this one: a tag, or @DIGEST")
+    made.add_argument("--json", action="store_true", help="as JSON, with exit status 0")

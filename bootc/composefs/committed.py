@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The EROFS images that belong to a pulled image: plain and bootable, one for each format.
+
+They are made in all formats that the repository wants. The config's split stream refers to each
+(see `stored.image_key`), so that they live as long as the image does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bootc.composefs.assemble import (
+    ComposefsImage,
+    XattrMode,
+    assemble,
+    commit_data,
+    commit_image,
+    encode_image,
+    transform_for_boot,
+)
+from bootc.composefs.digest import digest_bytes
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage, attach_images, image_key
+from bootc.errors import BootcError
+
+_SEARCHED_VERSIONS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedImage:
+    """A pulled image and the EROFS images in the repository's first format. An artifact has none.
+
+    `boot_mode` and `boot_version` say how the bootable one was made.
+    """
+
+    pulled: PulledImage
+    plain: ComposefsImage | None = None
+    boot: ComposefsImage | None = None
+    boot_mode: XattrMode = XattrMode.ALLOWLIST_ONLY
+    boot_version: int = 1
+
+
+def commit_pulled(
+    repo: Repository, pulled: PulledImage, *, bootable: bool = False, expected: str | None = None
+) -> CommittedImage:
+    """Make the images of `pulled`. Nothing refers to them before all of them are stored.
+
+    With `expected`, a digest in hexadecimal, the bootable image is the one that has it, whichever
+    filter of extended attributes and format that takes. Raises `BootcError` if none has.
+    """
+    if not pulled.is_container:
+        if bootable:
+            raise BootcError(f"{pulled.reference} is an artifact: it cannot be booted")
+        return CommittedImage(pulled=pulled)
+    root = assemble(repo, pulled)
+    images: dict[str, bytes] = {}
+
+    def commit(boot: bool) -> ComposefsImage:
+        made: list[ComposefsImage] = []
+        for version in repo.erofs_versions:
+            made.append(commit_image(repo, root, version=version))
+            key = image_key(boot=boot, erofs_version=version)
+            images.setdefault(key, bytes.fromhex(made[-1].id))
+        return made[0]
+
+    plain = commit(boot=False)
+    boot, mode, version = None, XattrMode.ALLOWLIST_ONLY, repo.erofs_version
+    if bootable and expected is not None:
+        boot, mode, version = _find_boot_image(repo, pulled, expected)
+        suffix = None if mode is XattrMode.ALLOWLIST_ONLY else mode.value
+        images[image_key(boot=True, erofs_version=version, xattrs=suffix)] = bytes.fromhex(boot.id)
+    elif bootable:
+        transform_for_boot(root, repo)
+        boot = commit(boot=True)
+    return CommittedImage(
+        pulled=attach_images(repo, pulled, images),
+        plain=plain,
+        boot=boot,
+        boot_mode=mode,
+        boot_version=version,
+    )
+
+
+def _find_boot_image(
+    repo: Repository, pulled: PulledImage, expected: str
+) -> tuple[ComposefsImage, XattrMode, int]:
+    tried: list[str] = []
+    for mode in XattrMode:
+        root = assemble(repo, pulled, xattrs=mode)
+        transform_for_boot(root, repo)
+        for version in _SEARCHED_VERSIONS:
+            data = encode_image(repo, root, version=version)
+            found = digest_bytes(data, repo.algorithm).hex()
+            if found == expected.lower():
+                return commit_data(repo, data), mode, version
+            tried.append(f"{found} ({mode.value}, version {version})")
+    raise BootcError(
+        f"no bootable image of {pulled.reference} has the digest {expected}; "
+        f"they have {', '.join(tried)}",
+        hint="check that the digest is this image's and has the repository's algorithm",
+    )
