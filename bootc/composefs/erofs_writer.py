@@ -82,14 +82,18 @@ def write_image(
     *,
     version: FormatVersion = FormatVersion.V1,
     algorithm: Algorithm = Algorithm.SHA512,
+    signed_times: bool = False,
 ) -> bytes:
     """The image of a tree, which is left as it is. `algorithm` is the one of its digests.
+
+    The oldest time is that of the compact inodes. To the C tools times before 1970 are the oldest
+    ones (`signed_times`), to composefs-rs, which cfsctl and bootc must agree with, the newest.
 
     Raises `BootcError` when the tree holds something that no image can (a name with a slash, a
     device number of more than 32 bits, a digest of another algorithm, a directory in two places).
     """
     with paused_collector():
-        return _Image(root, version, algorithm).write()
+        return _Image(root, version, algorithm, signed_times=signed_times).write()
 
 
 def has_whiteouts(root: Directory) -> bool:
@@ -107,8 +111,11 @@ def has_whiteouts(root: Directory) -> bool:
 class _Image:
     """One image on its way from tree to bytes; the lists have an item per inode, in order."""
 
-    def __init__(self, root: Directory, version: FormatVersion, algorithm: Algorithm) -> None:
+    def __init__(
+        self, root: Directory, version: FormatVersion, algorithm: Algorithm, *, signed_times: bool
+    ) -> None:
         self.version = version
+        self.signed_times = signed_times
         self.epoch = version.epoch
         self.inodes: Inodes = order_inodes(root, self.epoch)
         self.shape = Shape()
@@ -232,6 +239,8 @@ class _Image:
             return [False] * len(stats)
         times = [(stat.mtime, stat.mtime_nsec) for stat in stats]
         self.oldest = oldest = min(times)
+        if oldest[0] < 0 and not self.signed_times:
+            self.oldest = oldest = min(times, key=lambda time: (time[0] & _U64, time[1]))
         return [
             time == oldest
             and links <= 0xFFFF

@@ -144,7 +144,9 @@ def make(argv: Sequence[str]) -> None:
     """Do what the command line says."""
     options = parse_options(argv)
     root = read_source(options)
-    data = write_image(root, version=choose_version(options, root), algorithm=Algorithm.SHA256)
+    data = write_image(
+        root, version=choose_version(options, root), algorithm=Algorithm.SHA256, signed_times=True
+    )
     if options.image is not None:
         with classic.output(options.image, standard=True) as write:
             write(data)
