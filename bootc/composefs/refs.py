@@ -117,6 +117,9 @@ class Links:
         except FileExistsError:
             return
         except FileNotFoundError:
+            # In the repository itself, too, if it was removed meanwhile.
+            if "/" not in path:
+                raise
             self.make_directory(os.path.dirname(path))
             self.make_directory(path)
             return

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bootc.tree import Directory
 
 _CHUNK = 1 << 20
+_BACKING = "--backing-path-only"
 _KEPT = " (existing configuration preserved)"
 
 
@@ -150,8 +151,10 @@ def _dump_files(args: argparse.Namespace) -> None:
         root = read_image(repo.read_image(args.image), args.image)
     _count_links(root)
     # All of them first, so that a wrong one leaves nothing half-printed.
-    show = _backing_path if args.backing_path_only else _dump
-    for lines in [show(root, path) for path in args.files]:
+    files = [file for file in args.files if file != _BACKING]
+    short = args.backing_path_only or len(files) < len(args.files)
+    show = _backing_path if short else _dump
+    for lines in [show(root, path) for path in files]:
         print("\n".join(lines))
 
 
@@ -272,11 +275,12 @@ def register(commands: Group) -> None:
     made.add_argument("name", help="its digest, or refs/NAME")
     made = add_command(commands, "dump-files", _dump_files, "Tell about files in an image.")
     made.add_argument("image", help="its digest, or refs/NAME")
+    # argparse of 3.11 takes an option after IMAGE for the end of an optional list.
     made.add_argument(
-        "files", nargs="*", metavar="FILE", help="a file, or a directory for all in it"
+        "files", nargs="...", metavar="FILE", help="a file, or a directory for all in it"
     )
     made.add_argument(
-        "--backing-path-only", action="store_true", help="only the object that a file's content is"
+        _BACKING, action="store_true", help="only the object that a file's content is"
     )
     made = add_command(commands, "fsck", _fsck, "Check the repository.")
     made.add_argument("--json", action="store_true", help="as JSON, with exit status 0")
