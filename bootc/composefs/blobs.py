@@ -70,19 +70,22 @@ class HashingReader:
         if data:
             self._done += len(data)
             if self._size is not None and self._done > self._size:
-                raise FormatError(
-                    self._source, self._size, f"is longer than the {self._size} bytes it should be"
-                )
+                raise self._too_long(self._size)
             for hasher in self._hashers.values():
                 hasher.update(data)
             if self._on_bytes is not None:
                 self._on_bytes(len(data))
         return data
 
+    def _too_long(self, size: int) -> FormatError:
+        return FormatError(self._source, size, f"is longer than the {size} bytes it should be")
+
     def verify(self) -> None:
         """Read to the end and raise `FormatError` unless every expected digest was met."""
-        while self.read(CHUNK):
+        while (self._size is None or self._done <= self._size) and self.read(CHUNK):
             pass
+        if self._size is not None and self._done > self._size:
+            raise self._too_long(self._size)
         if self._size is not None and self._done != self._size:
             raise FormatError(
                 self._source,
