@@ -36,7 +36,7 @@ from vmtests.tree import OCI_TAG, ImageTree, exported
 _log = logging.getLogger(__name__)
 
 KIND = "disks"
-_INSTALLER_MEMORY = 1536
+INSTALLER_MEMORY = 1536
 _INSTALL_LIMIT = 600.0
 """Seconds; under TCG on two cores an install takes some 40."""
 _TARGET = "/dev/disk/by-id/virtio-target"
@@ -107,7 +107,7 @@ class _Told:
                 _log.info("  %s", line)
 
 
-def _install(machine: Machine, opts: BcvkInstallOpts) -> None:
+def run_installer(machine: Machine, opts: BcvkInstallOpts) -> None:
     machine.run("mkdir -p /run/layout && mount -o ro /dev/vdb /run/layout && udevadm settle")
     argv = shlex.join(installer_argv(opts))
     try:
@@ -137,14 +137,14 @@ def install_disk(
             Disk(path=tree.layout, readonly=True, serial="layout"),
             Disk(path=target, format=DiskFormat.QCOW2, serial="target"),
         )
-        spec = replace(spec, disks=disks, memory_mib=max(opts.memory, _INSTALLER_MEMORY))
+        spec = replace(spec, disks=disks, memory_mib=max(opts.memory, INSTALLER_MEMORY))
         key = ssh.load_or_make_key(paths.STATE)
         start = time.monotonic()
         with start_machine(hypervisor, spec, key=key) as machine:
             times["boot"] = time.monotonic() - start
             with step("install"):
                 start = time.monotonic()
-                _install(machine, opts)
+                run_installer(machine, opts)
                 times["install"] = time.monotonic() - start
             machine.run("sync")
     times["total"] = time.monotonic() - begin

@@ -124,15 +124,18 @@ def build_image(opts: BcvkInstallOpts) -> BuiltImage:
             )
     start = _base_image(opts)
     inputs = image_inputs(opts)
-    with tempfile.TemporaryDirectory(prefix="context-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="context-") as scratch,
+        podman.build_base(start) as named,
+    ):
         context = Path(scratch)
         with step("build the wheel"):
             build_wheel(context)
         shutil.copy(paths.CHECKOUT / "packaging" / "install.sh", context)
-        argv = ["build", "--isolation=chroot", "--pull=never", "--quiet", "--no-cache"]
+        argv = ["build", "--isolation=chroot", "--pull=never", "--quiet", "--layers=false"]
         argv += ["--network=host", "--format=oci", "--tag", opts.base_img]
         argv += ["--file", str(paths.CHECKOUT / "packaging" / "Containerfile")]
-        argv += ["--build-arg", f"BASE={start}", "--build-arg", f"INITRD={opts.initrd}"]
+        argv += ["--build-arg", f"BASE={named}", "--build-arg", f"INITRD={opts.initrd}"]
         shown = {**opts.labels(), INPUTS_LABEL: canonical(dict(inputs.digests))}
         for key, value in shown.items():
             argv += ["--label", f"{key}={value}"]

@@ -101,6 +101,28 @@ def podman(
     )
 
 
+@contextmanager
+def build_base(base: str) -> Iterator[str]:
+    """A second name for the image `base`, for one `podman build --layers=false` to start from.
+
+    podman that is interrupted leaves its working container in the storage, mounted. By its image's
+    name, which is this build's alone, ours is told from everybody else's.
+    """
+    name = f"localhost/bootc-building:{os.getpid()}"
+    podman("tag", base, name, timeout=60)
+    try:
+        yield name
+    finally:
+        columns = "{{.ID}} {{.Image}}"
+        done = podman("ps", "--all", "--external", "--format", columns, timeout=60, check=False)
+        rows = [line.split() for line in done.stdout.splitlines()]
+        left = [row[0] for row in rows if row[1:] == [name]]
+        if left:
+            podman("rm", "--force", *left, timeout=120, check=False)
+        # Without the second argument every name of the image would go, the base's own too.
+        podman("untag", name, name, timeout=60, check=False)
+
+
 def in_namespace(argv: Sequence[str]) -> list[str]:
     """`argv` where the files of containers can be read: as it is for root, else in podman's own."""
     return list(argv) if os.geteuid() == 0 else ["podman", "unshare", *argv]

@@ -49,7 +49,7 @@ def _own_image() -> Iterator[None]:
 
 def _run_until(mark: bytes, log: Path) -> int:
     """Start the readonly plan, send SIGINT once it says `mark`; returns the exit status."""
-    env = {**os.environ, "BOOTC_base_img": IMAGE, "BOOTC_log_dir": ".bootc/results-interrupted"}
+    env = {**os.environ, "BOOTC_base_img": IMAGE, "TMT_LOG_DIR": ".bootc/results-interrupted"}
     argv = [sys.executable, "-m", "vmtests.main", "tmt", "readonly"]
     reading, writing = os.pipe()
     actions = [
