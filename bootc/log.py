@@ -47,3 +47,9 @@ def step(what: str) -> Iterator[None]:
         _log.info("%s: failed after %.1f s", what, time.monotonic() - start)
         raise
     _log.info("%s: %.1f s", what, time.monotonic() - start)
+
+
+def show_size(size: int) -> str:
+    """A number of bytes for people."""
+    mebibytes = size / (1 << 20)
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"

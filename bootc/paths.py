@@ -14,6 +14,9 @@ STORAGE = "composefs/bootc/storage"
 OSTREE_LINK = ("ostree/bootc", "../composefs/bootc")
 
 STAGED = "/run/composefs/staged-deployment"
+LOCK = "/run/bootc/lock"
+ESP_MOUNT = "/run/bootc/esp"
+"""Where a writer has the ESP, in a mount namespace of its own."""
 OSTREE_BOOTED = "/run/ostree-booted"
 
 ESP_KERNELS = "EFI/Linux"

@@ -6,35 +6,29 @@ On the ESP, for systemd-boot:
     EFI/Linux/bootc_composefs-<id>/{vmlinuz,initrd}
     loader/entries/bootc_<os id>-<version>-<priority>.conf
 
-The priority is 1 for the new deployment and 0 for the one before. In the os id `-` becomes `_`,
-because grub reads the file name as name-version-release. systemd-boot sorts by sort-key,
-ascending: `bootc-<os id>-0` first.
+The priority is 1 for the new deployment and 0 for the one before; with more, it goes down to 0. In
+the os id `-` becomes `_`, because grub reads the file name as name-version-release. systemd-boot
+sorts by sort-key, ascending: `bootc-<os id>-0` first.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from bootc import paths
 from bootc.boot import bls, kargs
 from bootc.errors import BootcError, FormatError
 
 DEFAULT_OS_ID = "bootc"
-
-
-class Rank(IntEnum):
-    """Which of the two entries; the value is the priority in the file name."""
-
-    PRIMARY = 1
-    SECONDARY = 0
-
-    @property
-    def sort_suffix(self) -> str:
-        return "0" if self is Rank.PRIMARY else "1"
+NAME_PREFIX = "bootc_"
+"""Before the names of our entries' files."""
+_SORT_KEY = re.compile(r"bootc-(.+)-[0-9]+")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +59,37 @@ def parse_os_release(text: str) -> OsRelease:
     )
 
 
-def entry_name(release: OsRelease, deployment: str, rank: Rank) -> str:
-    """The file name of a deployment's entry."""
-    version = re.sub(r"[^A-Za-z0-9.+~_]", "_", release.version or deployment)
-    return f"bootc_{release.os_id.replace('-', '_')}-{version}-{int(rank)}.conf"
+def arrange(wanted: Sequence[bls.Entry]) -> list[tuple[str, bls.Entry]]:
+    """(file name, entry) that make `wanted` the order of the menu.
+
+    The OS id is everywhere that of the first entry: the sort key begins with it, and two systems
+    would be sorted by their names.
+    """
+    os_id = os_id_of(wanted[0]) if wanted else DEFAULT_OS_ID
+    last = max(len(wanted), 2) - 1
+    width = len(str(last))
+    return [
+        (
+            _file_name(os_id, entry.version, f"{last - place:0{width}}"),
+            _placed(entry, os_id, f"{place:0{width}}"),
+        )
+        for place, entry in enumerate(wanted)
+    ]
 
 
-def sort_key(release: OsRelease, rank: Rank) -> str:
-    return f"bootc-{release.os_id}-{rank.sort_suffix}"
+def _file_name(os_id: str, version: str, priority: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9.+~_]", "_", version)
+    return f"bootc_{os_id.replace('-', '_')}-{safe}-{priority}.conf"
+
+
+def _placed(entry: bls.Entry, os_id: str, place: str) -> bls.Entry:
+    return replace(entry, sort_key=f"bootc-{os_id}-{place}")
+
+
+def os_id_of(entry: bls.Entry) -> str:
+    """The OS id in the sort key of an entry of ours."""
+    match = _SORT_KEY.fullmatch(entry.sort_key or "")
+    return match[1] if match else DEFAULT_OS_ID
 
 
 def kernel_dir(deployment: str) -> str:
@@ -81,18 +98,23 @@ def kernel_dir(deployment: str) -> str:
 
 
 def make_entry(
-    release: OsRelease, deployment: str, args: list[str], rank: Rank = Rank.PRIMARY
+    release: OsRelease, deployment: str, args: list[str], *, kernel_folder: str | None = None
 ) -> bls.Entry:
-    """The entry that starts `deployment` with the kernel arguments `args`."""
+    """The entry that starts `deployment` with the kernel arguments `args`, as the first of a menu.
+
+    `kernel_folder` is the folder of `EFI/Linux` with the kernel, if not the deployment's own.
+    """
     folder = f"/{kernel_dir(deployment)}"
-    return bls.Entry(
+    if kernel_folder is not None:
+        folder = f"/{paths.ESP_KERNELS}/{kernel_folder}"
+    entry = bls.Entry(
         title=release.title or deployment,
         version=release.version or deployment,
         linux=f"{folder}/vmlinuz",
         initrd=(f"{folder}/initrd",),
         options=kargs.join(args),
-        sort_key=sort_key(release, rank),
     )
+    return _placed(entry, release.os_id, "0")
 
 
 def deployment_of(entry: bls.Entry, source: str) -> kargs.ComposefsArg:
@@ -113,7 +135,8 @@ def deployment_of(entry: bls.Entry, source: str) -> kargs.ComposefsArg:
 def read_entries(directory: int, folder: str = paths.ENTRIES) -> list[tuple[str, bls.Entry]]:
     """(file name, entry) below the ESP's directory fd, in menu order; [] without the folder.
 
-    Entries of other systems (no `composefs=`, no UKI of ours) are left out.
+    Entries of other systems (no `composefs=`, no UKI of ours) are left out, so are, with a warning,
+    those that are damaged.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -135,9 +158,11 @@ def read_entries(directory: int, folder: str = paths.ENTRIES) -> list[tuple[str,
 def _parse_ours(text: str, source: str) -> bls.Entry | None:
     if "composefs" not in text:
         return None
-    entry = bls.parse(text, source)
     try:
+        entry = bls.parse(text, source)
         deployment_of(entry, source)
-    except BootcError:
+    except BootcError as error:
+        if os.path.basename(source).startswith(NAME_PREFIX):
+            _log.warning("the boot entry %s is left out: %s", source, error)
         return None
     return entry

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from bootc.boot.loader_info import read_loader_variable
 from bootc.errors import BootcError, FormatError
-from bootc.linux import blockdev, newmount
+from bootc.linux import blockdev, libc, mount, newmount
 
 ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 VFAT_OPTIONS: tuple[newmount.Option, ...] = (("fmask", "0177"), ("dmask", "0077"))
@@ -56,6 +56,40 @@ def _find(disk: str, matches: Callable[[blockdev.GptPartition], bool]) -> str | 
 
 
 @contextmanager
+def mounted_esp(node: str, target: str) -> Iterator[str]:
+    """The ESP at `target`, writable and for root's eyes only, for as long as the block runs."""
+    _make_writable(node)
+    flags = mount.MS_NOSUID | mount.MS_NOEXEC | mount.MS_NODEV
+    data = ",".join(f"{key}={value}" for key, value in VFAT_OPTIONS)
+    try:
+        with mount.mounted(node, target, "vfat", flags=flags, data=data):
+            yield target
+    except OSError as error:
+        if error.filename != target:
+            raise
+        raise BootcError(
+            f"the ESP {node} cannot be mounted: {error.strerror}",
+            hint="the kernel module vfat must be there: `modprobe vfat`",
+        ) from error
+
+
+def _make_writable(node: str) -> None:
+    """A file system that is mounted read-only somewhere cannot be mounted writable again."""
+    number = blockdev.device_number(blockdev.need_block_device(node).st_rdev)
+    for found in blockdev.read_mounts():
+        if found.device == number and "ro" in found.super_options:
+            try:
+                libc.mount(None, found.target, None, mount.MS_REMOUNT)
+            except OSError as error:
+                raise BootcError(
+                    f"the ESP {node} is mounted read-only at {found.target} and stays so: "
+                    f"{error.strerror}",
+                    hint=f"mount -o remount,rw {found.target}",
+                ) from error
+            return
+
+
+@contextmanager
 def open_esp(node: str) -> Iterator[int]:
     """A directory fd on the ESP for reading.
 
@@ -73,10 +107,10 @@ def open_esp(node: str) -> Iterator[int]:
 
 def _open_existing(node: str) -> int | None:
     number = blockdev.device_number(blockdev.need_block_device(node).st_rdev)
-    for mount in blockdev.read_mounts():
-        if mount.device == number and mount.root == "/" and mount.fstype == "vfat":
+    for found in blockdev.read_mounts():
+        if found.device == number and found.root == "/" and found.fstype == "vfat":
             try:
-                return os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                return os.open(found.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 continue
     return None
@@ -86,7 +120,7 @@ def _open_detached(node: str) -> int:
     options = (("source", node), ("ro", None), *VFAT_OPTIONS)
     flags = newmount.MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
     try:
-        mount = newmount.fsmount("vfat", options, attributes=flags)
+        detached = newmount.fsmount("vfat", options, attributes=flags)
     except OSError as error:
         again = _open_existing(node)
         if again is not None:
@@ -96,6 +130,6 @@ def _open_detached(node: str) -> int:
             hint="load the kernel module vfat (modprobe vfat), and run as root",
         ) from error
     try:
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=detached)
     finally:
-        os.close(mount)
+        os.close(detached)

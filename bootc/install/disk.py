@@ -26,9 +26,9 @@ from bootc.install.options import (
     MIN_ESP_SIZE,
     DiskOptions,
     RootFilesystem,
-    show_size,
 )
 from bootc.linux import blockdev
+from bootc.log import show_size
 
 BIOS_BOOT_TYPE = "21686148-6449-6e6f-744e-656564454649"
 ROOT_TYPES = {

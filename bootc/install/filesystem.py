@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bootc import process
-from bootc.errors import BootcError
 from bootc.install.options import RootFilesystem
 from bootc.linux import blockdev, fsverity, libc, mount
 
@@ -58,22 +57,6 @@ def mounted_target(node: str, filesystem: str) -> Iterator[str]:
     """The new root file system at a fresh folder, for as long as the block runs."""
     with mount.mounted_temporarily(node, filesystem) as target:
         yield target
-
-
-@contextmanager
-def mounted_esp(node: str, target: str) -> Iterator[str]:
-    """The ESP at `target`, for root's eyes only."""
-    flags = mount.MS_NOSUID | mount.MS_NOEXEC | mount.MS_NODEV
-    try:
-        with mount.mounted(node, target, "vfat", flags=flags, data="fmask=0177,dmask=0077"):
-            yield target
-    except OSError as error:
-        if error.filename != target:
-            raise
-        raise BootcError(
-            f"the ESP {node} cannot be mounted: {error.strerror}",
-            hint="the kernel module vfat must be there: `modprobe vfat`",
-        ) from error
 
 
 def want_verity(folder: str) -> bool:

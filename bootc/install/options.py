@@ -84,8 +84,3 @@ def parse_size(text: str) -> int:
     if match is None or int(match[1]) == 0:
         raise BootcError(f"{text!r} is not a size", hint="write it like 512M, 20G or 1T")
     return int(match[1]) * MIB * {"M": 1, "G": 1024, "T": 1024 * 1024}[match[2] or "M"]
-
-
-def show_size(size: int) -> str:
-    """A size for people."""
-    return f"{size / MIB / 1024:.1f} GiB" if size >= 1024 * MIB else f"{size / MIB:.0f} MiB"

@@ -12,11 +12,11 @@ from uuid import UUID
 
 from bootc import process
 from bootc.boot import esp, systemd_boot
+from bootc.deploy.image import ImageFacts
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
 from bootc.install.config import InstallConfig
 from bootc.install.disk import DiskPlan, plan_disk
-from bootc.install.image import ImageFacts
 from bootc.install.options import (
     BlockSetup,
     DiskOptions,
@@ -24,9 +24,9 @@ from bootc.install.options import (
     InstallOptions,
     Replace,
     RootFilesystem,
-    show_size,
 )
 from bootc.linux import blockdev
+from bootc.log import show_size
 from bootc.oci.model import this_platform
 from bootc.oci.reference import ImageReference, parse_imgref
 from bootc.spec import Bootloader

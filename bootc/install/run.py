@@ -9,7 +9,6 @@ before the entry that boots them is written.
 from __future__ import annotations
 
 import base64
-import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -18,21 +17,21 @@ from dataclasses import dataclass
 
 from bootc import fs, paths
 from bootc.boot import entries, kargs, systemd_boot
+from bootc.boot import esp as esps
 from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.pull import OnProgress, PulledImage, pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import attach_images, image_key
+from bootc.deploy import image as images
 from bootc.deploy import state
+from bootc.deploy.kernel import find_kernel, write_kernel
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
-from bootc.install import image as images
 from bootc.install.disk import apply_disk
-from bootc.install.image import Kernel
-from bootc.install.options import show_size
 from bootc.install.plan import InstallPlan, TargetPlan, check_free_space
 from bootc.linux import mount
-from bootc.log import step
+from bootc.log import show_size, step
 from bootc.oci.layout import ImageSource
 from bootc.spec import BootType
 from bootc.tree import Directory, Leaf, Symlink
@@ -84,7 +83,7 @@ def _opened_target(plan: InstallPlan) -> Iterator[_Target]:
             where = destination.esp_mount
             if destination.esp_node is not None:
                 where = stack.enter_context(filesystems.temporary_folder())
-                stack.enter_context(filesystems.mounted_esp(destination.esp_node, where))
+                stack.enter_context(esps.mounted_esp(destination.esp_node, where))
             assert where is not None
             yield _Target(root=destination.root, esp=where, finalize=destination.finalize)
             return
@@ -96,7 +95,7 @@ def _opened_target(plan: InstallPlan) -> Iterator[_Target]:
         kind = destination.filesystem.value
         root = stack.enter_context(filesystems.mounted_target(nodes.root, kind))
         where = stack.enter_context(filesystems.temporary_folder())
-        stack.enter_context(filesystems.mounted_esp(nodes.esp, where))
+        stack.enter_context(esps.mounted_esp(nodes.esp, where))
         yield _Target(root=root, esp=where, finalize=True)
 
 
@@ -124,7 +123,7 @@ def install_into(
             pulled = pull(repo, source, reference=reference, tag=tag, on_progress=on_progress)
         with step("write the composefs image"):
             tree = assemble(repo, pulled)
-            kernel = images.find_kernel(tree)
+            kernel = find_kernel(tree)
             transform_for_boot(tree, repo)
             composefs = commit_image(repo, tree)
             key = image_key(boot=True, erofs_version=repo.erofs_version)
@@ -132,7 +131,7 @@ def install_into(
         with step("write the state of the deployment"):
             _write_state(plan, repo, tree, root, composefs.id)
         with step("write boot files"):
-            digest = write_boot_files(repo, kernel, esp, composefs.id)
+            digest = write_kernel(repo, kernel, esp, composefs.id)
             _write_origin(plan, pulled, root, composefs.id, digest)
         with step("install systemd-boot"):
             _install_loader(repo, tree, esp)
@@ -172,29 +171,6 @@ def _write_ssh_keys(keys: str, tree: Directory, etc: str) -> None:
     fs.write_atomic(f"{etc}/tmpfiles.d/bootc-root-ssh.conf", line)
 
 
-def write_boot_files(repo: Repository, kernel: Kernel, esp: str, deployment: str) -> str:
-    """Copy kernel and initrd to the ESP; the sha256 of both, one after the other."""
-    need = images.size_of(kernel.vmlinuz) + images.size_of(kernel.initrd)
-    room = os.statvfs(esp)
-    if need > room.f_bavail * room.f_frsize:
-        raise BootcError(
-            f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
-            f"({show_size(room.f_bavail * room.f_frsize)} free)",
-            hint="--esp-size with more",
-        )
-    folder = f"{esp}/{entries.kernel_dir(deployment)}"
-    os.makedirs(folder, exist_ok=True)
-    hasher = hashlib.sha256()
-    for name, leaf in (("vmlinuz", kernel.vmlinuz), ("initrd", kernel.initrd)):
-        with open(f"{folder}/{name}", "wb") as file:
-            for piece in images.read_leaf(repo, leaf):
-                hasher.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    return hasher.hexdigest()
-
-
 def _write_origin(
     plan: InstallPlan, pulled: PulledImage, root: str, deployment: str, boot_digest: str
 ) -> None:
@@ -221,10 +197,9 @@ def _write_entry(
     release = images.read_os_release(repo, tree)
     image_kargs = images.read_kargs_d(repo, tree, kargs.architecture())
     args = kernel_arguments(plan, deployment, image_kargs)
-    entry = entries.make_entry(release, deployment, args)
+    [(name, entry)] = entries.arrange([entries.make_entry(release, deployment, args)])
     folder = f"{esp}/{paths.ENTRIES}"
     os.makedirs(folder, exist_ok=True)
-    name = entries.entry_name(release, deployment, entries.Rank.PRIMARY)
     fs.write_atomic(f"{folder}/{name}", entry.to_text())
     _log.info("boot entry %s", name)
 

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
+from bootc.deploy.kernel import NO_KERNEL, NO_KERNEL_HINT
 from bootc.errors import BootcError, FormatError
-from bootc.install.image import NO_KERNEL, NO_KERNEL_HINT
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import Compression, layer_compression, read_manifest
 from bootc.oci.reference import ImageReference, Transport

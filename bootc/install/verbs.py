@@ -15,14 +15,14 @@ from collections.abc import Callable
 
 from bootc import process
 from bootc.composefs.progress import Event, OnProgress, Progress
+from bootc.deploy.image import ImageFacts, read_facts
 from bootc.errors import BootcError
 from bootc.install.config import InstallConfig, load_config
-from bootc.install.image import ImageFacts, read_facts
-from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions, show_size
+from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions
 from bootc.install.plan import InstallPlan, plan_to_disk, plan_to_filesystem
 from bootc.install.run import apply_install
 from bootc.install.scan import is_cheap_to_scan, need_kernel
-from bootc.log import step
+from bootc.log import show_size, step
 from bootc.oci.layout import ImageSource, open_source
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 

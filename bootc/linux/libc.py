@@ -94,6 +94,12 @@ def unshare(flags: int) -> None:
         raise fail()
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2): enter the namespace that `fd` stands for, of the `kind` that unshare(2) names."""
+    if _libc.setns(fd, kind) < 0:
+        raise fail()
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): write out the file system that `fd` lies on."""
     if _libc.syncfs(fd) < 0:

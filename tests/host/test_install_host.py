@@ -26,7 +26,7 @@ pytestmark = [
 PROGRAM = """
 import sys
 from bootc.errors import BootcError
-from bootc.install.image import read_facts
+from bootc.deploy.image import read_facts
 from bootc.install.plan import InstallPlan, TargetPlan
 from bootc.install.run import apply_install
 from bootc.oci.layout import open_source

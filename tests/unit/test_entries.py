@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootc.boot import bls, entries, loader_info
-from bootc.boot.entries import OsRelease, Rank
+from bootc.boot.entries import OsRelease
 from bootc.errors import FormatError
 from bootc.spec import Bootloader
 
@@ -28,12 +28,25 @@ def test_os_release_defaults() -> None:
 
 def test_names_and_sort_keys() -> None:
     release = OsRelease(os_id="centos-stream", version="10 (Coughlan)")
-    name = entries.entry_name(release, ID, Rank.PRIMARY)
-    assert name == "bootc_centos_stream-10__Coughlan_-1.conf"
-    assert entries.entry_name(release, ID, Rank.SECONDARY).endswith("-0.conf")
-    assert entries.sort_key(release, Rank.PRIMARY) == "bootc-centos-stream-0"
-    assert entries.sort_key(release, Rank.SECONDARY) == "bootc-centos-stream-1"
-    assert entries.entry_name(OsRelease(), ID, Rank.PRIMARY) == f"bootc_bootc-{ID}-1.conf"
+    new = entries.make_entry(release, ID, [f"composefs={ID}"])
+    old = entries.make_entry(OsRelease(), OTHER, [f"composefs={OTHER}"])
+    assert [(name, entry.sort_key) for name, entry in entries.arrange([new, old])] == [
+        ("bootc_centos_stream-10__Coughlan_-1.conf", "bootc-centos-stream-0"),
+        (f"bootc_centos_stream-{OTHER}-0.conf", "bootc-centos-stream-1"),
+    ]
+    assert entries.arrange([old])[0][0] == f"bootc_bootc-{OTHER}-1.conf"
+
+
+def test_any_number_of_entries_is_sorted_as_wanted() -> None:
+    ids = [f"{number:0128x}" for number in range(12)]
+    wanted = [
+        entries.make_entry(OsRelease(os_id=f"os{9 - number % 3}"), one, [f"composefs={one}"])
+        for number, one in enumerate(ids)
+    ]
+    assert [
+        entries.deployment_of(entry, name).digest
+        for name, entry in bls.menu_order(entries.arrange(wanted))
+    ] == ids
 
 
 def test_entry_text() -> None:
@@ -64,10 +77,13 @@ def test_read_entries_in_menu_order_and_only_ours(tmp_path: Path) -> None:
     folder = tmp_path / "loader/entries"
     folder.mkdir(parents=True)
     release = OsRelease(os_id="debian", version="13")
-    for deployment, rank in ((OTHER, Rank.SECONDARY), (ID, Rank.PRIMARY)):
-        args = ["rw", f"composefs=?{deployment}"]
-        entry = entries.make_entry(release, deployment, args, rank)
-        (folder / entries.entry_name(release, deployment, rank)).write_text(entry.to_text())
+    made = [
+        entries.make_entry(release, deployment, ["rw", f"composefs=?{deployment}"])
+        for deployment in (ID, OTHER)
+    ]
+    for name, entry in entries.arrange(made):
+        (folder / name).write_text(entry.to_text())
+    (folder / "bootc_debian-13-7.conf").write_text("title cut off\noptions composefs=")
     (folder / "arch.conf").write_text("title Arch\nlinux /vmlinuz\n")
     (folder / "memtest.conf").write_text(
         "title composefs is not used here\nversion 1\nefi /m.efi\n"

@@ -7,7 +7,8 @@ import pytest
 
 from bootc.errors import BootcError, FormatError
 from bootc.install.config import InstallConfig, load_config, merge_fragment
-from bootc.install.options import MIB, BlockSetup, RootFilesystem, parse_size, show_size
+from bootc.install.options import MIB, BlockSetup, RootFilesystem, parse_size
+from bootc.log import show_size
 from bootc.spec import Bootloader
 
 

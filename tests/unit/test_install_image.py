@@ -10,8 +10,8 @@ import pytest
 
 from bootc.boot.entries import OsRelease
 from bootc.composefs.repository import Repository
+from bootc.deploy import image, kernel
 from bootc.errors import BootcError
-from bootc.install import image
 from bootc.oci.reference import ImageReference, Transport
 from bootc.tree import (
     Directory,
@@ -89,7 +89,7 @@ def test_find_kernel() -> None:
             "usr/lib/modules/extra/x.ko": _file(),
         }
     )
-    assert image.find_kernel(tree) == image.Kernel(version="6.12", vmlinuz=vmlinuz, initrd=initrd)
+    assert kernel.find_kernel(tree) == kernel.Kernel(version="6.12", vmlinuz=vmlinuz, initrd=initrd)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_find_kernel() -> None:
 )
 def test_images_that_cannot_boot(names: list[str], problem: str) -> None:
     with pytest.raises(BootcError, match=problem) as caught:
-        image.find_kernel(_tree({name: _file() for name in names}))
+        kernel.find_kernel(_tree({name: _file() for name in names}))
     assert caught.value.hint
 
 

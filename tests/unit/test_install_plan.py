@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bootc.deploy.image import ImageFacts
 from bootc.errors import BootcError
 from bootc.install import plan as plans
 from bootc.install import verbs
 from bootc.install.config import InstallConfig
-from bootc.install.image import ImageFacts
 from bootc.install.options import (
     MIB,
     BlockSetup,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What an install must know of an image: from its manifest and config, and from its file tree."""
+"""What is to be known of an image before it is deployed: its documents, and files of its tree."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ from bootc.tree import (
 
 _CHUNK = 1 << 20
 BOOTABLE_LABELS = ("containers.bootc", "ostree.bootable")
-
-NO_KERNEL = "the image has no kernel: no usr/lib/modules/*/vmlinuz in it"
-NO_KERNEL_HINT = "a bootable image has its kernel in /usr/lib/modules/<version>/vmlinuz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,48 +69,6 @@ def read_facts(
             size * (2 if is_packed else 1) for size, is_packed in zip(sizes, packed, strict=True)
         ),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """The kernel of an image: its version, and the two files in the image's tree."""
-
-    version: str
-    vmlinuz: Leaf
-    initrd: Leaf
-
-
-def find_kernel(root: Directory) -> Kernel:
-    """The one kernel of the image.
-
-    Raises `BootcError` without one, with several, without an initramfs, and for a UKI.
-    """
-    ukis = root.find_directory("boot/EFI/Linux")
-    if ukis is not None and any(name.endswith(b".efi") for name in ukis.entries):
-        raise BootcError(
-            "the image boots by a unified kernel image, which install cannot do yet",
-            hint="use an image with usr/lib/modules/<version>/vmlinuz and no boot/EFI/Linux/*.efi",
-        )
-    modules = root.find_directory(paths.MODULES)
-    found = [
-        (name, node, node.entries[b"vmlinuz"])
-        for name, node in (modules.sorted() if modules else ())
-        if isinstance(node, Directory) and b"vmlinuz" in node.entries
-    ]
-    if not found:
-        raise BootcError(NO_KERNEL, hint=NO_KERNEL_HINT)
-    if len(found) > 1:
-        names = ", ".join(os.fsdecode(name) for name, _, _ in found)
-        raise BootcError(f"the image has several kernels: {names}", hint="leave one in it")
-    name, folder, vmlinuz = found[0]
-    initrd = folder.entries.get(b"initramfs.img")
-    version = os.fsdecode(name)
-    if not isinstance(vmlinuz, Leaf) or not isinstance(initrd, Leaf):
-        raise BootcError(
-            f"the image has no initramfs.img beside its kernel in usr/lib/modules/{version}",
-            hint="make one with dracut when the image is built",
-        )
-    return Kernel(version=version, vmlinuz=vmlinuz, initrd=initrd)
 
 
 def read_os_release(repo: Repository, root: Directory) -> OsRelease:

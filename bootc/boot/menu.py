@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The menu of the ESP and the one that is to replace it.
+
+    loader/entries            what the firmware's boot loader shows
+    loader/entries.staged     the same for after the next shutdown: all of it, with the entries of
+                              other systems
+
+The two are exchanged in one step (RENAME_EXCHANGE), which vfat can do from Linux 6.0 on. Elsewhere
+files are written one by one, and there is always something to boot. The ESP is synced before and
+after.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+
+from bootc import fs, paths
+from bootc.boot import bls, entries
+from bootc.linux import libc
+
+_log = logging.getLogger(__name__)
+_CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_FILE_MAX = 1 << 20
+"""Bytes; what is larger in a folder of entries is no entry."""
+
+
+def write_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
+    """Write the staged menu: these entries in this order, and the other systems' as they are.
+
+    One that is there is replaced. A crash in the middle leaves a part of a staged menu, which
+    nothing uses; `discard_staged` removes it.
+    """
+    discard_staged(esp)
+    folder = f"{esp}/{paths.ENTRIES_STAGED}"
+    os.makedirs(folder)
+    for name, data in _foreign_files(esp):
+        fs.write_atomic(f"{folder}/{name}", data)
+    for name, entry in entries.arrange(wanted):
+        fs.write_atomic(f"{folder}/{name}", entry.to_text())
+    fs.sync_directory(os.path.dirname(folder))
+
+
+def _foreign_files(esp: str) -> list[tuple[str, bytes]]:
+    folder = f"{esp}/{paths.ENTRIES}"
+    found = []
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        path = f"{folder}/{name}"
+        is_ours = name.startswith((entries.NAME_PREFIX, f".{entries.NAME_PREFIX}"))
+        if is_ours or not os.path.isfile(path) or os.path.getsize(path) > _FILE_MAX:
+            continue
+        with open(path, "rb") as file:
+            found.append((name, file.read()))
+    return found
+
+
+def discard_staged(esp: str) -> bool:
+    """Remove the staged menu, or what an interruption left of it; whether there was one."""
+    folder = f"{esp}/{paths.ENTRIES_STAGED}"
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return False
+    fs.sync_directory(os.path.dirname(folder))
+    return True
+
+
+def has_staged(esp: str) -> bool:
+    return os.path.isdir(f"{esp}/{paths.ENTRIES_STAGED}")
+
+
+def exchange(esp: str) -> None:
+    """Put the staged menu in the place of the menu, durably, and remove the old one."""
+    loader = f"{esp}/{os.path.dirname(paths.ENTRIES)}"
+    now, staged = (os.path.basename(name) for name in (paths.ENTRIES, paths.ENTRIES_STAGED))
+    os.makedirs(f"{loader}/{now}", exist_ok=True)
+    with fs.open_directory(loader) as fd:
+        libc.syncfs(fd)
+        try:
+            libc.renameat2(fd, staged, fd, now, libc.RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            _log.info("the ESP cannot exchange folders; the entries are written one by one")
+            exchange_by_file(loader)
+        libc.syncfs(fd)
+    discard_staged(esp)
+
+
+def exchange_by_file(loader: str) -> None:
+    """Make `entries` what `entries.staged` is, in steps; after each one the menu can be booted.
+
+    What the staged menu lacks goes last. An interruption is mended by doing it again.
+    """
+    staged = f"{loader}/{os.path.basename(paths.ENTRIES_STAGED)}"
+    now = f"{loader}/{os.path.basename(paths.ENTRIES)}"
+    wanted = sorted(os.listdir(staged))
+    for name in wanted:
+        with open(f"{staged}/{name}", "rb") as file:
+            fs.write_atomic(f"{now}/{name}", file.read())
+    for name in os.listdir(now):
+        if name not in wanted:
+            os.unlink(f"{now}/{name}")
+    fs.sync_directory(now)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The kernel of an image: where it is in the tree, and how it gets onto the ESP.
+
+    EFI/Linux/bootc_composefs-<id>/{vmlinuz,initrd}
+
+`<id>` is the deployment that it was written for first. Deployments with the same kernel and initrd
+share that folder, since vfat has no links: their *boot digest*, the SHA-256 of both files one
+after the other, is the same. A folder is gone when no entry names it any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from bootc import fs, paths
+from bootc.boot import entries
+from bootc.composefs.repository import Repository
+from bootc.deploy.image import read_leaf, size_of
+from bootc.errors import BootcError
+from bootc.log import show_size
+from bootc.tree import Directory, Leaf
+
+NO_KERNEL = "the image has no kernel: no usr/lib/modules/*/vmlinuz in it"
+NO_KERNEL_HINT = "a bootable image has its kernel in /usr/lib/modules/<version>/vmlinuz"
+_FILES = ("vmlinuz", "initrd")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The kernel of an image: its version, and the two files in the image's tree."""
+
+    version: str
+    vmlinuz: Leaf
+    initrd: Leaf
+
+
+def find_kernel(root: Directory) -> Kernel:
+    """The one kernel of the image.
+
+    Raises `BootcError` without one, with several, without an initramfs, and for a UKI.
+    """
+    ukis = root.find_directory("boot/EFI/Linux")
+    if ukis is not None and any(name.endswith(b".efi") for name in ukis.entries):
+        raise BootcError(
+            "the image boots by a unified kernel image, which cannot be done yet",
+            hint="use an image with usr/lib/modules/<version>/vmlinuz and no boot/EFI/Linux/*.efi",
+        )
+    modules = root.find_directory(paths.MODULES)
+    found = [
+        (name, node, node.entries[b"vmlinuz"])
+        for name, node in (modules.sorted() if modules else ())
+        if isinstance(node, Directory) and b"vmlinuz" in node.entries
+    ]
+    if not found:
+        raise BootcError(NO_KERNEL, hint=NO_KERNEL_HINT)
+    if len(found) > 1:
+        names = ", ".join(os.fsdecode(name) for name, _, _ in found)
+        raise BootcError(f"the image has several kernels: {names}", hint="leave one in it")
+    name, folder, vmlinuz = found[0]
+    initrd = folder.entries.get(b"initramfs.img")
+    version = os.fsdecode(name)
+    if not isinstance(vmlinuz, Leaf) or not isinstance(initrd, Leaf):
+        raise BootcError(
+            f"the image has no initramfs.img beside its kernel in usr/lib/modules/{version}",
+            hint="make one with dracut when the image is built",
+        )
+    return Kernel(version=version, vmlinuz=vmlinuz, initrd=initrd)
+
+
+def kernel_size(kernel: Kernel) -> int:
+    """Bytes of both files."""
+    return size_of(kernel.vmlinuz) + size_of(kernel.initrd)
+
+
+def boot_digest(repo: Repository, kernel: Kernel) -> str:
+    """The SHA-256, in hexadecimal, of vmlinuz and initrd, one after the other."""
+    hasher = hashlib.sha256()
+    for leaf in (kernel.vmlinuz, kernel.initrd):
+        for piece in read_leaf(repo, leaf):
+            hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def find_shared(esp: str, folders: Iterable[str], digest: str) -> str | None:
+    """The first of these folders of `EFI/Linux` whose files have this boot digest; they are read.
+
+    So a damaged file is never shared.
+    """
+    for name in dict.fromkeys(folders):
+        if _digest_of(f"{esp}/{paths.ESP_KERNELS}/{name}") == digest:
+            return name
+    return None
+
+
+def _digest_of(folder: str) -> str | None:
+    hasher = hashlib.sha256()
+    try:
+        for name in _FILES:
+            with open(f"{folder}/{name}", "rb", buffering=0) as file:
+                while piece := file.read(_CHUNK):
+                    hasher.update(piece)
+    except OSError:
+        return None
+    return hasher.hexdigest()
+
+
+def write_kernel(repo: Repository, kernel: Kernel, esp: str, deployment: str) -> str:
+    """Copy kernel and initrd to the deployment's own folder on the ESP; returns the boot digest.
+
+    What is there is replaced. Both files and their folder are on the disk afterwards; a failure
+    leaves nothing behind.
+    """
+    need = kernel_size(kernel)
+    room = os.statvfs(esp)
+    if need > room.f_bavail * room.f_frsize:
+        raise BootcError(
+            f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
+            f"({show_size(room.f_bavail * room.f_frsize)} free)",
+            hint="remove what is not bootc's from the ESP; at install, --esp-size with more",
+        )
+    folder = f"{esp}/{entries.kernel_dir(deployment)}"
+    made = not os.path.isdir(folder)
+    os.makedirs(folder, exist_ok=True)
+    hasher = hashlib.sha256()
+    try:
+        for name, leaf in zip(_FILES, (kernel.vmlinuz, kernel.initrd), strict=True):
+            _write_file(repo, leaf, f"{folder}/{name}", hasher.update)
+        fs.sync_directory(folder)
+        fs.sync_directory(os.path.dirname(folder))
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                shutil.rmtree(folder)
+        raise
+    return hasher.hexdigest()
+
+
+def _write_file(repo: Repository, leaf: Leaf, path: str, tell: Callable[[bytes], None]) -> None:
+    """Another deployment may share the folder, so the old file stays until the new one is whole."""
+    with open(f"{path}.new", "wb") as file:
+        for piece in read_leaf(repo, leaf):
+            tell(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)
+
+
+def list_kernel_folders(esp: str) -> list[str]:
+    """The folders of `EFI/Linux` that bootc made, sorted."""
+    try:
+        names = os.listdir(f"{esp}/{paths.ESP_KERNELS}")
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if name.startswith(paths.BOOT_PREFIX))

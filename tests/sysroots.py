@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""A mock machine: folders that look like a sysroot, an ESP and /run, with real images in them.
+
+    machine = MockMachine(tmp_path)
+    first = machine.install(machine.image("1"))       # deployed, booted
+    ... a verb on machine.sysroot ...
+    machine.reboot()                                   # boots what the menu has first
+
+The repository is real (and insecure, no file system here needs fs-verity), so are boot entries,
+kernel files, origins and each deployment's /etc. `current` is what / would be: links to the /etc
+and the /usr/lib/bootc of the booted deployment. A reboot empties /run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bootc import fs, paths
+from bootc.boot import entries
+from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+from bootc.composefs.pull import pull
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import attach_images, image_key, load_image
+from bootc.deploy import image as images
+from bootc.deploy import state
+from bootc.deploy.kernel import find_kernel, write_kernel
+from bootc.deploy.state import Origin
+from bootc.deploy.sysroot import Sysroot, read_menu
+from bootc.oci.layout import open_source
+from bootc.oci.reference import ImageReference, parse_imgref
+from bootc.spec import BootType
+from tests.ocibuild import END, folder, member, write_layout
+
+FIRST_ARGUMENTS = ["root=UUID=1234", "rw"]
+
+
+@dataclass
+class ImageContent:
+    """What makes one image of a mock differ from the others; `etc` maps names to contents."""
+
+    version: str
+    os_id: str = "mock"
+    kernel: bytes = b"kernel 1"
+    initrd: bytes = b"initrd 1"
+    etc: dict[str, bytes] = field(default_factory=lambda: {"hostname": b"mock\n"})
+    kargs: dict[str, str] = field(default_factory=dict)
+    """kargs.d files by name."""
+    extra: dict[str, bytes] = field(default_factory=dict)
+    """Further files, by their path; their folders are made."""
+
+    def tar(self) -> bytes:
+        release = f'ID={self.os_id}\nPRETTY_NAME="Mock {self.version}"\nVERSION_ID={self.version}\n'
+        files = {
+            "usr/lib/os-release": release.encode(),
+            "usr/lib/modules/6.1/vmlinuz": self.kernel,
+            "usr/lib/modules/6.1/initramfs.img": self.initrd,
+            **{f"etc/{name}": data for name, data in self.etc.items()},
+            **{f"{paths.KARGS_D}/{name}": text.encode() for name, text in self.kargs.items()},
+            **self.extra,
+        }
+        folders = {"boot", "etc", "run", "sysroot", "usr", "var"}
+        for name in files:
+            while name := os.path.dirname(name):
+                folders.add(name)
+        return b"".join(
+            [
+                folder(b"./"),
+                *(folder(f"{name}/".encode()) for name in sorted(folders)),
+                *(member(name.encode(), data) for name, data in sorted(files.items())),
+                END,
+            ]
+        )
+
+
+class MockMachine:
+    """`path` is a new folder's. `sysroot` is what verbs take; it changes with each reboot."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.root = path / "physical"
+        self.esp = path / "esp"
+        self.run = path / "run"
+        self.current = path / "current"
+        for one in (self.root, self.esp, self.run, self.current):
+            one.mkdir(parents=True)
+        self.sysroot = Sysroot(
+            root=str(self.root), esp=str(self.esp), run=str(self.run), current=str(self.current)
+        )
+        with Repository.init(self.root / paths.REPOSITORY, secure=False):
+            pass
+
+    def image(self, version: str, content: ImageContent | None = None) -> str:
+        """Write an image; returns its reference, `oci:…`. The tag is the version."""
+        made = content or ImageContent(version)
+        where = self.path / "images" / version
+        if where.exists():
+            shutil.rmtree(where)
+        where.mkdir(parents=True)
+        return write_layout(where, [made.tar()], tag=version)
+
+    def install(self, reference: str, *, origin: str | None = None) -> str:
+        """Deploy an image below those that are there, boot it if it is the first; returns its id.
+
+        `origin` is where its updates come from, if not from where it is installed from.
+        """
+        root = str(self.root)
+        with (
+            Repository.open(self.root / paths.REPOSITORY) as repo,
+            open_source(reference) as source,
+        ):
+            tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
+            pulled = pull(repo, source, reference=reference, tag=tag)
+            tree = assemble(repo, pulled)
+            kernel = find_kernel(tree)
+            transform_for_boot(tree, repo)
+            image = commit_image(repo, tree)
+            key = image_key(boot=True, erofs_version=repo.erofs_version)
+            attach_images(repo, pulled, {key: bytes.fromhex(image.id)})
+            etc = tree.find_directory("etc")
+            assert etc is not None
+            images.write_tree(repo, etc, f"{state.make_skeleton(root, image.id)}/etc")
+            digest = write_kernel(repo, kernel, str(self.esp), image.id)
+            release = images.read_os_release(repo, tree)
+            own = images.read_kargs_d(repo, tree, "x86_64")
+        arguments = [*FIRST_ARGUMENTS, f"composefs=?{image.id}", *own]
+        state.write_origin(
+            root,
+            image.id,
+            Origin(
+                image=parse_imgref(origin or reference),
+                boot_type=BootType.BLS,
+                boot_digest=digest,
+                manifest_digest=pulled.manifest_digest,
+            ),
+        )
+        old = [entry for _, entry in read_menu(self.sysroot, paths.ENTRIES)]
+        menu = self.esp / paths.ENTRIES
+        shutil.rmtree(menu, ignore_errors=True)
+        menu.mkdir(parents=True)
+        wanted = [*old, entries.make_entry(release, image.id, arguments)]
+        for name, entry in entries.arrange(wanted):
+            fs.write_atomic(menu / name, entry.to_text())
+        if self.sysroot.booted is None:
+            self.reboot()
+        return image.id
+
+    def reboot(self) -> str:
+        """Boot what the menu has first; returns its id. Nothing is finalized: that is a verb's."""
+        name, entry = read_menu(self.sysroot, paths.ENTRIES)[0]
+        arg = entries.deployment_of(entry, name)
+        assert entry.linux is not None
+        for path in (entry.linux, *entry.initrd):
+            assert (self.esp / path.lstrip("/")).is_file(), f"{name}: {path} is not there"
+        shutil.rmtree(self.run)
+        self.run.mkdir()
+        self.boot(arg.digest)
+        return arg.digest
+
+    def boot(self, deployment: str) -> None:
+        """Make `deployment` the booted one, whatever the menu says, as a soft reboot does."""
+        shutil.rmtree(self.current)
+        self.current.mkdir()
+        (self.current / "etc").symlink_to(self.etc(deployment))
+        fragments = self.current / paths.KARGS_D
+        fragments.parent.mkdir(parents=True)
+        with Repository.open(self.root / paths.REPOSITORY) as repo:
+            origin = state.read_origin(str(self.root), deployment)
+            assert origin is not None
+            assert origin.manifest_digest is not None
+            tree = assemble(repo, load_image(repo, f"@{origin.manifest_digest}"))
+            folder = tree.find_directory(paths.KARGS_D)
+            if folder is not None:
+                images.write_tree(repo, folder, str(fragments))
+        self.sysroot = replace(self.sysroot, booted=deployment, insecure=True)
+
+    def etc(self, deployment: str) -> Path:
+        """The writable /etc of a deployment."""
+        return self.root / paths.state_dir(deployment) / "etc"
+
+    def menu(self) -> list[str]:
+        """The ids in the menu, in its order."""
+        found = read_menu(self.sysroot, paths.ENTRIES)
+        return [entries.deployment_of(entry, name).digest for name, entry in found]
+
+    def stage_mark(self, deployment: str, *, locked: bool = False) -> None:
+        """Write the file that says what is staged."""
+        path = Path(self.sysroot.staged_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"depl_id": deployment, "finalization_locked": locked}))
+
+
+def reference_of(machine: MockMachine, deployment: str) -> ImageReference:
+    """Where the origin of a deployment says that its updates come from."""
+    origin = state.read_origin(str(machine.root), deployment)
+    assert origin is not None
+    return origin.image
