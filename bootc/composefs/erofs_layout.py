@@ -22,7 +22,6 @@ from __future__ import annotations
 import stat as st
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from bootc.composefs.erofs_format import (
     BLOCK,
@@ -240,10 +239,6 @@ class Shape:
     is_link: list[bool] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     end: int = INODES_AT
-
-    def first_blocks(self) -> list[int]:
-        """The number of data blocks before those of every inode."""
-        return list(accumulate(self.blocks, initial=0))
 
 
 def place_epoch1(shape: Shape) -> None:

@@ -18,6 +18,7 @@ all and its numbers fit; V2 has extended inodes only, without nanoseconds.
 from __future__ import annotations
 
 import stat as st
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from struct import Struct
 
@@ -69,10 +70,10 @@ from bootc.tree import (
     Inline,
     Leaf,
     Sparse,
-    Stat,
     Symlink,
 )
 
+_PIECE = 1 << 20
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
 
@@ -93,7 +94,41 @@ def write_image(
     device number of more than 32 bits, a digest of another algorithm, a directory in two places).
     """
     with paused_collector():
-        return _Image(root, version, algorithm, signed_times=signed_times).write()
+        image = _Image(root, version, algorithm, signed_times=signed_times)
+        return b"".join(image.pieces())
+
+
+def image_pieces(
+    root: Directory,
+    *,
+    version: FormatVersion = FormatVersion.V1,
+    algorithm: Algorithm = Algorithm.SHA512,
+    signed_times: bool = False,
+) -> Iterator[bytes]:
+    """The same image in pieces of whole blocks, which are made as they are asked for.
+
+    Whatever can't be written is refused before the first piece.
+    """
+    with paused_collector():
+        image = _Image(root, version, algorithm, signed_times=signed_times)
+    return _whole_blocks(image.pieces())
+
+
+def _whole_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces cut anew, each a multiple of the block size and few of them small."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            data = b"".join(waiting)
+            cut = size - size % BLOCK
+            yield data[:cut]
+            waiting = [data[cut:]]
+            size -= cut
+    if size:
+        yield b"".join(waiting)
 
 
 def has_whiteouts(root: Directory) -> bool:
@@ -120,29 +155,27 @@ class _Image:
         self.inodes: Inodes = order_inodes(root, self.epoch)
         self.shape = Shape()
         self.table = AttributeTable(self.epoch, algorithm)
-        self.stats: list[Stat] = [node.stat for node in self.inodes.nodes]
         self.modes: list[int] = []
         self.links: list[int] = []
         self.sizes: list[int] = []
         self.extras: list[int] = []  # i_u, where it isn't a block address
-        self.data: dict[int, bytes] = {}  # what a link or a file in the image contains
         self.splits: dict[int, list[int]] = {}
         self.types = b""
 
-    def write(self) -> bytes:
         for index, node in enumerate(self.inodes.nodes):
             if isinstance(node, Directory):
                 self._add_directory(index, node)
             else:
                 self._add_leaf(index, node)
         self.types = bytes([FILE_TYPE[mode & 0o170000] for mode in self.modes])
-        sizes = self.table.share()
-        compact = self._find_compact()
-        heads = [32 if small else 64 for small in compact]
+        self.attribute_sizes = self.table.share()
+        self.compact = self._find_compact()
         shape = self.shape
-        shape.heads = [head + size for head, size in zip(heads, sizes, strict=True)]
+        shape.heads = [
+            (32 if small else 64) + size
+            for small, size in zip(self.compact, self.attribute_sizes, strict=True)
+        ]
         (place_epoch1 if self.epoch == 1 else place_epoch2)(shape)
-        return self._emit(compact, sizes)
 
     # -- What there is of every inode
 
@@ -204,7 +237,6 @@ class _Image:
         self.table.add(stat.xattrs, extra)
         if isinstance(content, Inline):
             self._check_v2(len(content.data), V2_INLINE_MAX)
-            self.data[index] = content.data
             blocks, tail = divmod(len(content.data), BLOCK)
             if self.epoch == 1 and tail > BLOCK // 2:
                 blocks, tail = blocks + 1, 0
@@ -213,7 +245,6 @@ class _Image:
             self.shape.blocks[-1] = blocks
         elif isinstance(content, Symlink):
             self._check_v2(len(content.target), V2_SYMLINK_MAX)
-            self.data[index] = content.target
             size = len(content.target)
             self._append(mode, links, size, FLAT_INLINE, size)
             self.shape.is_link[-1] = True
@@ -231,73 +262,79 @@ class _Image:
                 hint="store the content as an object, or write the image as V1",
             )
 
-    def _find_compact(self) -> list[bool]:
-        """Which inodes are compact. Sets `oldest`, the time that these have."""
-        stats = self.stats
+    def _find_compact(self) -> bytes:
+        """Which inodes are compact (1) or not. Sets `oldest`, the time that these have."""
+        stats = [node.stat for node in self.inodes.nodes]
+        self.oldest = (0, 0)
         if self.epoch == 2:
-            self.oldest = (0, 0)
-            return [False] * len(stats)
-        times = [(stat.mtime, stat.mtime_nsec) for stat in stats]
-        self.oldest = oldest = min(times)
-        if oldest[0] < 0 and not self.signed_times:
-            self.oldest = oldest = min(times, key=lambda time: (time[0] & _U64, time[1]))
-        return [
-            time == oldest
-            and links <= 0xFFFF
-            and stat.uid <= 0xFFFF
-            and stat.gid <= 0xFFFF
-            and size <= _U32
-            for time, links, stat, size in zip(times, self.links, stats, self.sizes, strict=True)
-        ]
+            return bytes(len(stats))
+        seconds = min([stat.mtime for stat in stats])
+        if seconds < 0 and not self.signed_times:
+            seconds = min([stat.mtime for stat in stats], key=lambda second: second & _U64)
+        nanoseconds = min([stat.mtime_nsec for stat in stats if stat.mtime == seconds])
+        self.oldest = seconds, nanoseconds
+        return bytes(
+            [
+                stat.mtime == seconds
+                and stat.mtime_nsec == nanoseconds
+                and links <= 0xFFFF
+                and stat.uid <= 0xFFFF
+                and stat.gid <= 0xFFFF
+                and size <= _U32
+                for links, stat, size in zip(self.links, stats, self.sizes, strict=True)
+            ]
+        )
 
     # -- Bytes
 
-    def _emit(self, compact: list[bool], attribute_sizes: list[int]) -> bytes:
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the image, in order."""
         shape = self.shape
         base, start = (shape.end // BLOCK, shape.end % BLOCK) if self.epoch == 1 else (0, shape.end)
         attributes = self.table.place(start)
         area = self.table.shared_area
         data_at = -(-(shape.end + len(area)) // BLOCK)
-        firsts = shape.first_blocks()
-        blocks = data_at + firsts.pop()
-        pieces: list[bytes] = [
-            HEADER.pack(
-                COMPOSEFS_MAGIC, 1, FLAG_ACL if self._has_acl() else 0, int(self.version)
-            ).ljust(SUPERBLOCK_AT, b"\0"),
-            self._superblock(base, blocks),
-        ]
-        data: list[bytes] = []
+        yield HEADER.pack(
+            COMPOSEFS_MAGIC, 1, FLAG_ACL if self._has_acl() else 0, int(self.version)
+        ).ljust(SUPERBLOCK_AT, b"\0")
+        yield self._superblock(base, data_at + sum(shape.blocks))
         at = INODES_AT
         zeros = bytes(BLOCK)
-        heads = self._heads(compact, attribute_sizes, [data_at + first for first in firsts])
-        columns = (shape.positions, heads, attributes, shape.tails, shape.blocks, shape.layouts)
+        columns = (
+            shape.positions, self._heads(data_at), attributes, shape.tails, shape.blocks,
+            shape.layouts,
+        )  # fmt: skip
         for index, (position, head, xattrs, tail, count, layout) in enumerate(
             zip(*columns, strict=True)
         ):
             if position != at:
-                pieces.append(zeros[: position - at])
-            pieces.append(head)
+                yield zeros[: position - at]
+            yield head
             if xattrs:
-                pieces.append(xattrs)
+                yield xattrs
             at = position + len(head) + len(xattrs) + tail
-            if not (tail or count):
-                continue
-            if layout == CHUNK_BASED:
-                pieces.append(b"\xff" * tail)
-                data.append(b"\xff" * (BLOCK * count))
-                continue
-            content = self.data.get(index)
-            if content is None:
-                content = self._directory(index)
-            split = BLOCK * count
-            if count:
-                data.append(content[:split].ljust(split, b"\0"))
             if tail:
-                pieces.append(content[split:])
-        pieces.append(zeros[: shape.end - at])
-        pieces.append(area)
-        pieces.append(zeros[: data_at * BLOCK - shape.end - len(area)])
-        return b"".join(pieces + data)
+                if layout == CHUNK_BASED:
+                    yield b"\xff" * tail
+                else:
+                    yield self._content(index)[BLOCK * count :]
+        yield zeros[: shape.end - at]
+        yield area
+        yield zeros[: data_at * BLOCK - shape.end - len(area)]
+        for index, count in enumerate(shape.blocks):
+            if count:
+                if shape.layouts[index] == CHUNK_BASED:
+                    yield b"\xff" * (BLOCK * count)
+                else:
+                    yield self._content(index)[: BLOCK * count].ljust(BLOCK * count, b"\0")
+
+    def _content(self, index: int) -> bytes:
+        """What the image holds of an inode's data."""
+        node = self.inodes.nodes[index]
+        if isinstance(node, Directory):
+            return self._directory(index)
+        content = node.content
+        return content.target if isinstance(content, Symlink) else _inline(content)
 
     def _has_acl(self) -> bool:
         return self.epoch == 1 and self.table.has_acl
@@ -311,41 +348,35 @@ class _Image:
             0, attribute_block, b"", b"", 0, b"",
         )  # fmt: skip
 
-    def _heads(
-        self, compact: list[bool], attribute_sizes: list[int], addresses: list[int]
-    ) -> list[bytes]:
-        """The header of every inode; `addresses`: where its data blocks would begin."""
+    def _heads(self, address: int) -> Iterator[bytes]:
+        """The header of every inode; `address`: the block at which the data begin."""
         shape, epoch = self.shape, self.epoch
         pack_small, pack_large = COMPACT.pack, EXTENDED.pack
-        heads: list[bytes] = []
         columns = (
-            compact, self.stats, self.modes, self.links, self.sizes, self.extras, attribute_sizes,
-            shape.layouts, shape.blocks, addresses, shape.positions,
+            self.compact, self.inodes.nodes, self.modes, self.links, self.sizes, self.extras,
+            self.attribute_sizes, shape.layouts, shape.blocks, shape.positions,
         )  # fmt: skip
         for index, (
-            small, stat, mode, links, size, extra, attributes, layout, count, address, position,
+            small, node, mode, links, size, extra, attributes, layout, count, position,
         ) in enumerate(zip(*columns, strict=True)):  # fmt: skip
+            stat = node.stat
             if count:
                 # A chunk array that became a block: the format overwrites half of the address.
                 extra = (address & 0xFFFF0000) | extra if layout == CHUNK_BASED else address
+                address += count
             words = (attributes - 8) // 4 if attributes else 0
             if small:
-                heads.append(
-                    pack_small(
-                        layout, words, mode, links, size, 0, extra, index, stat.uid, stat.gid, 0
-                    )
+                yield pack_small(
+                    layout, words, mode, links, size, 0, extra, index, stat.uid, stat.gid, 0
                 )
             else:
                 number, nanoseconds = index, stat.mtime_nsec
                 if epoch == 2:
                     number, nanoseconds = position // SLOT, 0
-                heads.append(
-                    pack_large(
-                        layout | 1, words, mode, 0, size, extra, number, stat.uid, stat.gid,
-                        stat.mtime & _U64, nanoseconds, links,
-                    )
+                yield pack_large(
+                    layout | 1, words, mode, 0, size, extra, number, stat.uid, stat.gid,
+                    stat.mtime & _U64, nanoseconds, links,
                 )  # fmt: skip
-        return heads
 
     def _directory(self, index: int) -> bytes:
         """The blocks and the tail of a directory, every block but the tail padded."""
@@ -366,6 +397,10 @@ class _Image:
             begin += count
             parts.append(block.ljust(BLOCK, b"\0") if begin < len(names) else block)
         return b"".join(parts)
+
+
+def _inline(content: Content) -> bytes:
+    return content.data if isinstance(content, Inline) else b""
 
 
 def _is_whiteout(content: Content) -> bool:

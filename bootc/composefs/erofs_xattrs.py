@@ -3,7 +3,11 @@
 
 Three steps, for the whole image each: `AttributeTable.add` and `add_file` take the attributes of
 every inode, in inode order; `share` decides which lie once, in the shared area, and returns the
-size of every inode's attributes; `place`, told where that area begins, returns their bytes.
+size of every inode's attributes; `place`, told where that area begins, yields their bytes.
+
+Most inodes of a system have an object, and with it two attributes that no other inode has: metacopy
+(the digest) and redirect (the path). So these aren't kept: sizes follow from lengths, and the bytes
+are made when they are written. Inodes whose other attributes are equal are one `_Group`.
 
 An entry's encoding is injective, so equal attributes are equal bytes. Entries are shared when they
 occur more than once in the image; epoch 1 shares at most 128 of an inode. Orders:
@@ -13,6 +17,10 @@ occur more than once in the image; epoch 1 shares at most 128 of an inode. Order
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TypeAlias
 
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.erofs_format import (
@@ -27,6 +35,7 @@ from bootc.composefs.erofs_format import (
     XATTR_ROOM,
     filter_bit,
     object_path,
+    parse_object_path,
     split_name,
 )
 from bootc.errors import BootcError
@@ -59,28 +68,84 @@ def escape(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
     }
 
 
+_Parts: TypeAlias = "tuple[list[bytes], list[bytes], list[bytes]]"
+
+
 class _Group:
     """The attributes of all inodes that have the same ones, not counting an external file's two.
 
-    An external file's own go between `before` and `between` (metacopy), and between that and
-    `after` (redirect).
+    Those stand between `parts[0]` and `parts[1]` (metacopy), and between that and `parts[2]`
+    (redirect). `own` refers to shared entries, `local` are the bytes of the others, by part.
     """
 
-    __slots__ = ("after", "before", "between", "count", "entries", "local", "mask", "own")
+    __slots__ = ("count", "ids", "local", "mask", "own", "own_count", "parts", "size")
 
     def __init__(self, names: list[bytes], entries: list[bytes], epoch: int) -> None:
         self.count = 0
-        self.entries = tuple(entries)
         low = 0 if epoch == 2 else sum(name < METACOPY for name in names)
         high = 0 if epoch == 2 else sum(name < REDIRECT for name in names)
-        self.before = self.entries[:low]
-        self.between = self.entries[low:high]
-        self.after = self.entries[high:]
+        self.parts = entries[:low], entries[low:high], entries[high:]
         self.mask = 0
         for name in names:
             self.mask |= filter_bit(*split_name(name, epoch))
-        self.own: list[bytes] = []
-        self.local = b""
+
+    def divide(self, shared: set[bytes], limit: int) -> None:
+        """Decide which entries of an inode that has only these are shared."""
+        chosen = set([entry for entry in chain(*self.parts) if entry in shared][:limit])
+        first, second, third = ([entry for entry in part if entry in chosen] for part in self.parts)
+        self.own: _Parts = first, second, third
+        before, between, after = (
+            b"".join([entry for entry in part if entry not in chosen]) for part in self.parts
+        )
+        self.local = before, between, after
+        self.own_count = len(chosen)
+        self.size = 12 + 4 * len(chosen) + sum(map(len, self.local))
+
+
+class _Objects:
+    """What external files refer to, and which of that occurs more than once.
+
+    A file whose path follows from its digest (nearly all) only adds its digest to a set.
+    """
+
+    def __init__(self) -> None:
+        self.unknown = 0
+        self._seen: set[bytes] = set()
+        self._again: set[bytes] = set()
+        self._digests: dict[bytes, int] = {}
+        self._paths: dict[bytes, int] = {}
+        self.shared_digests = self._again
+        self.shared_paths: set[bytes] = set()
+        self.shared_plain = self._again
+        """Digests whose own path is shared."""
+
+    def add(self, digest: bytes | None, path: bytes | None) -> None:
+        """A file; `path` is None when it follows from the digest, and empty when there is none."""
+        if path is None and digest is not None:
+            (self._again if digest in self._seen else self._seen).add(digest)
+            return
+        if digest is None:
+            self.unknown += 1
+        else:
+            self._digests[digest] = self._digests.get(digest, 0) + 1
+        if path:
+            self._paths[path] = self._paths.get(path, 0) + 1
+
+    def count(self) -> None:
+        """Fill the three sets, now that all files are there."""
+        if not (self._digests or self._paths):
+            return
+        self.shared_digests = self._again | {
+            digest for digest, count in self._digests.items() if count > 1 or digest in self._seen
+        }
+        self.shared_plain = set(self._again)
+        self.shared_paths = set()
+        for path, count in self._paths.items():
+            digest = parse_object_path(path)
+            if digest in self._seen and object_path(digest) == path:
+                self.shared_plain.add(digest)
+            elif count > 1:
+                self.shared_paths.add(path)
 
 
 class AttributeTable:
@@ -90,13 +155,13 @@ class AttributeTable:
         self.has_acl = False
         self.shared_area = b""
         self._epoch = epoch
+        self._limit = SHARED_MAX if epoch == 1 else 255
         self._width = algorithm.size
         self._groups: dict[tuple[tuple[bytes, bytes], ...], _Group] = {}
         self._plain = self._intern({}, {})
-        # An inode is a group, or the mask and the entries of a file that has an object.
-        self._inodes: list[_Group | tuple[int, tuple[bytes, ...]]] = []
-        self._split: list[tuple[int, list[bytes], bytes]] = []
-        self._counts: dict[bytes, int] = {}
+        self._inodes: list[_Group] = []
+        self._files: list[External | Sparse | None] = []
+        self._objects = _Objects()
         self._order: list[bytes] = []
         self._redirects: dict[int, tuple[bytes, bytes]] = {}
         known = bytes((0, 4 + self._width, 0, algorithm.kernel)) + bytes(self._width)
@@ -123,107 +188,178 @@ class AttributeTable:
         group = self._intern(xattrs, extra) if xattrs or extra else self._plain
         group.count += 1
         self._inodes.append(group)
+        self._files.append(None)
 
     def add_file(self, xattrs: dict[bytes, bytes], content: External | Sparse) -> None:
         """The next inode: a file whose data isn't in the image."""
-        digest: bytes | None = None
-        path: bytes | None = None
-        if isinstance(content, External):
-            digest, path = content.digest, content.payload
-        if digest is None:
-            metacopy = self._unknown
-        elif len(digest) == self._width:
-            metacopy = self._metacopy + digest
-            if path is None:
-                path = object_path(digest)
-        else:
+        group = self._intern(xattrs, {}) if xattrs else self._plain
+        group.count += 1
+        self._inodes.append(group)
+        self._files.append(content)
+        if isinstance(content, Sparse):
+            self._objects.unknown += 1
+            return
+        digest = content.digest
+        if digest is not None and len(digest) != self._width:
             raise BootcError(
                 f"the digest of an object has {len(digest)} bytes instead of {self._width}",
                 hint="write the image with the algorithm of the repository",
             )
-        counts = self._counts
-        counts[metacopy] = counts.get(metacopy, 0) + 1
-        group = self._intern(xattrs, {}) if xattrs else self._plain
-        group.count += 1
-        mask = group.mask | self._masks[0]
-        if not path:
-            entries = (*group.before, metacopy, *group.between, *group.after)
-        else:
-            # As encode_entry does it; paths have one length, so the front is made once.
-            head = self._redirects.get(len(path))
-            if head is None:
-                entry = encode_entry(REDIRECT, b"/" + path, self._epoch)
-                padding = -(len(REDIRECT) - len(b"trusted.") + 1 + len(path)) % 4
-                head = entry[: len(entry) - padding - len(path)], bytes(padding)
-                self._redirects[len(path)] = head
-            redirect = head[0] + path + head[1]
-            counts[redirect] = counts.get(redirect, 0) + 1
-            mask |= self._masks[1]
-            entries = (*group.before, metacopy, *group.between, redirect, *group.after)
-        self._inodes.append((mask, entries))
+        self._objects.add(digest, content.payload)
+
+    def _redirect(self, path: bytes) -> bytes:
+        return encode_entry(REDIRECT, b"/" + path, self._epoch)
 
     def share(self) -> list[int]:
         """The size of every inode's attributes, in inode order. Fills `shared_area`."""
-        counts = self._counts
+        counts: dict[bytes, int] = {}
         for group in self._groups.values():
-            for entry in group.entries:
+            for entry in chain(*group.parts):
                 counts[entry] = counts.get(entry, 0) + group.count
         shared = {entry for entry, count in counts.items() if count > 1}
         for group in self._groups.values():
-            group.own, group.local = _divide(group.entries, shared, self._epoch)
-        sizes: list[int] = []
-        for inode in self._inodes:
-            if isinstance(inode, _Group):
-                mask, own, local = inode.mask, inode.own, inode.local
-            else:
-                mask = inode[0]
-                own, local = _divide(inode[1], shared, self._epoch)
-            self._split.append((mask, own, local))
-            sizes.append(12 + 4 * len(own) + len(local) if mask else 0)
+            group.divide(shared, self._limit)
+        objects = self._objects
+        objects.count()
+        shared.update([self._metacopy + digest for digest in objects.shared_digests])
+        shared.update([self._redirect(object_path(digest)) for digest in objects.shared_plain])
+        shared.update([self._redirect(path) for path in objects.shared_paths])
+        if objects.unknown > 1:
+            shared.add(self._unknown)
+        self._shared = shared
+        key = _name_and_value if self._epoch == 1 else decode_entry
+        self._order = sorted(shared, key=key, reverse=self._epoch == 1)
+        self.shared_area = b"".join(self._order)
+        sizes = self._sizes()
         if sizes and max(sizes) > XATTR_ROOM:
             raise BootcError(
                 f"the extended attributes of an inode take more than {XATTR_ROOM} bytes"
             )
-        if self._epoch == 1:
-            self._order = sorted(shared, key=_name_and_value, reverse=True)
-        else:
-            self._order = sorted(shared, key=decode_entry)
-        self.shared_area = b"".join(self._order)
         return sizes
 
-    def place(self, start: int) -> list[bytes]:
+    def _sizes(self) -> list[int]:
+        sizes: list[int] = []
+        local = len(self._unknown), len(self._metacopy) + self._width, 4
+        lengths: dict[int, int] = {0: 0}
+        for group, file in zip(self._inodes, self._files, strict=True):
+            if file is None:
+                sizes.append(group.size if group.mask else 0)
+                continue
+            usual = self._find_usual(group, file)
+            if usual is None:
+                _, own, rest = self._divide(group, file)
+                sizes.append(12 + 4 * len(own) + len(rest))
+                continue
+            kind, _, path = usual
+            length = lengths.get(len(path))
+            if length is None:
+                length = lengths[len(path)] = len(self._redirect(path))
+            sizes.append(group.size + local[kind] + length)
+        return sizes
+
+    def _find_usual(
+        self, group: _Group, file: External | Sparse
+    ) -> tuple[int, bytes, bytes] | None:
+        """(kind, digest, path) of a file whose digest and path, if it has them, aren't shared.
+
+        `kind` says how its metacopy is stored: _UNKNOWN, _KNOWN or _SHARED.
+        """
+        objects = self._objects
+        path = b""
+        if isinstance(file, External):
+            digest = file.digest
+            if file.payload is None and digest is not None:
+                if digest in objects.shared_plain or digest in objects.shared_digests:
+                    return None
+                return _KNOWN, digest, object_path(digest)
+            path = file.payload or b""
+            if path in objects.shared_paths or digest in objects.shared_digests:
+                return None
+            if path and objects.shared_plain and parse_object_path(path) in objects.shared_plain:
+                return None
+            if digest is not None:
+                return _KNOWN, digest, path
+        if objects.unknown < 2:
+            return _UNKNOWN, b"", path
+        return (_SHARED, b"", path) if group.own_count < self._limit else None
+
+    def _divide(self, group: _Group, file: External | Sparse) -> tuple[int, list[bytes], bytes]:
+        """(mask, entries to refer to, bytes of the others) of a file without data in the image."""
+        digest, path = None, b""
+        if isinstance(file, External):
+            digest, path = file.digest, file.payload or b""
+            if file.payload is None and digest is not None:
+                path = object_path(digest)
+        mask = group.mask | self._masks[0]
+        entries = [*group.parts[0], self._unknown if digest is None else self._metacopy + digest]
+        entries += group.parts[1]
+        if path:
+            mask |= self._masks[1]
+            entries.append(self._redirect(path))
+        entries += group.parts[2]
+        own = [entry for entry in entries if entry in self._shared][: self._limit]
+        chosen = set(own)
+        return mask, own, b"".join([entry for entry in entries if entry not in chosen])
+
+    def place(self, start: int) -> Iterator[bytes]:
         """The attribute bytes of every inode; `start`: bytes from the base block to the area."""
         ids: dict[bytes, bytes] = {}
         for entry in self._order:
             ids[entry] = (start // 4).to_bytes(4, "little")
             start += len(entry)
-        blocks: list[bytes] = []
-        pack = XATTR_HEADER.pack
-        heads: dict[tuple[int, int], bytes] = {}
-        for mask, own, local in self._split:
-            if not mask:
-                blocks.append(b"")
+        whole: dict[_Group, bytes] = {self._plain: b""}
+        around: dict[tuple[_Group, int, int], tuple[bytes, bytes, bytes]] = {}
+        for group, file in zip(self._inodes, self._files, strict=True):
+            if file is None:
+                block = whole.get(group)
+                if block is None:
+                    block = _head(group.mask, group.own, ids) + b"".join(group.local)
+                    if group.count > 1:
+                        whole[group] = block
+                yield block
                 continue
-            key = (mask, len(own))
-            head = heads.get(key)
-            if head is None:
-                head = heads[key] = pack(mask ^ 0xFFFFFFFF, len(own))
-            blocks.append(b"".join((head, *[ids[entry] for entry in own], local)))
-        return blocks
+            usual = self._find_usual(group, file)
+            if usual is None:
+                mask, entries, local = self._divide(group, file)
+                head = XATTR_HEADER.pack(mask ^ 0xFFFFFFFF, len(entries))
+                yield b"".join((head, *[ids[entry] for entry in entries], local))
+                continue
+            kind, digest, path = usual
+            key = group, kind, len(path)
+            found = around.get(key)
+            if found is None:
+                found = self._around(group, kind, path, ids)
+                if group.count > 1:
+                    around[key] = found
+            yield b"".join((found[0], digest, found[1], path, found[2]))
+
+    def _around(
+        self, group: _Group, kind: int, path: bytes, ids: dict[bytes, bytes]
+    ) -> tuple[bytes, bytes, bytes]:
+        """What stands before the digest, between it and the path, and behind the path."""
+        mask, own = group.mask | self._masks[0], group.own
+        metacopy = (self._unknown, self._metacopy, b"")[kind]
+        if kind == _SHARED:
+            own = [*own[0], self._unknown], own[1], own[2]
+        redirect = padding = b""
+        if path:
+            mask |= self._masks[1]
+            entry = self._redirect(path)
+            padding = bytes(-(len(REDIRECT) - len(b"trusted.") + 1 + len(path)) % 4)
+            redirect = entry[: len(entry) - len(padding) - len(path)]
+        before, between, after = group.local
+        head = _head(mask, own, ids)
+        return head + before + metacopy, between + redirect, padding + after
+
+
+_UNKNOWN, _KNOWN, _SHARED = range(3)
+
+
+def _head(mask: int, own: _Parts, ids: dict[bytes, bytes]) -> bytes:
+    words = [ids[entry] for entry in chain(*own)]
+    return XATTR_HEADER.pack(mask ^ 0xFFFFFFFF, len(words)) + b"".join(words)
 
 
 def _name_and_value(entry: bytes) -> tuple[bytes, int, bytes]:
     prefix, suffix, value = decode_entry(entry)
     return PREFIXES[prefix] + suffix, len(value), value
-
-
-def _divide(
-    entries: tuple[bytes, ...], shared: set[bytes], epoch: int
-) -> tuple[list[bytes], bytes]:
-    """(entries to refer to, bytes of those that stay in the inode)."""
-    own = [entry for entry in entries if entry in shared]
-    if not own:
-        return own, b"".join(entries)
-    own = own[: SHARED_MAX if epoch == 1 else 255]
-    chosen = set(own)
-    return own, b"".join([entry for entry in entries if entry not in chosen])

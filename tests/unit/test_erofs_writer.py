@@ -9,11 +9,17 @@ import pytest
 
 from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.composefs.dumpfile import format_dump, parse_dump
-from bootc.composefs.erofs_format import FormatVersion, filter_bit, parse_object_path, xxh32
+from bootc.composefs.erofs_format import (
+    FormatVersion,
+    filter_bit,
+    object_path,
+    parse_object_path,
+    xxh32,
+)
 from bootc.composefs.erofs_image import read_superblock
 from bootc.composefs.erofs_layout import chunk_layout, split_directory
 from bootc.composefs.erofs_reader import read_image
-from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.erofs_writer import image_pieces, write_image
 from bootc.errors import BootcError
 from bootc.tree import (
     Content,
@@ -222,3 +228,47 @@ def test_erofs_linked_whiteout_marks_the_directory_of_its_home() -> None:
     for version, digest in expected.items():
         image = write_image(parse_dump(lines.encode()), version=version, algorithm=Algorithm.SHA256)
         assert digest_bytes(image, Algorithm.SHA256).hex() == digest
+
+
+@pytest.mark.parametrize("version", list(FormatVersion))
+def test_erofs_pieces_are_the_image(version: FormatVersion) -> None:
+    names = [b"%05d-%s" % (number, b"x" * 200) for number in range(12000)]
+    root = Directory(Stat(0o755), {name: Leaf(Stat(uid=70000), Sparse(9)) for name in names})
+    pieces = list(image_pieces(root, version=version))
+    assert len(pieces) > 1
+    assert all(len(piece) % 4096 == 0 for piece in pieces)
+    assert b"".join(pieces) == write_image(root, version=version)
+
+
+def test_erofs_pieces_refuse_before_the_first_one() -> None:
+    with pytest.raises(BootcError, match="slash"):
+        image_pieces(Directory(Stat(), {b"a/b": Leaf(Stat(), Inline(b""))}))
+
+
+@pytest.mark.parametrize("version", list(FormatVersion))
+def test_erofs_shared_objects_are_read_back(version: FormatVersion) -> None:
+    """Equal digests and paths, in all combinations of where a path comes from."""
+    first, second, third = (bytes([number]) * 32 for number in (1, 2, 3))
+    contents: list[Content] = [
+        External(100, first),
+        External(100, first),
+        External(100, first, object_path(second)),
+        External(100, second),
+        External(100, third, b"else/where"),
+        External(100, None, b"else/where"),
+        External(100, None, object_path(third)),
+        External(100, third, b""),
+        Sparse(100),
+        Sparse(101),
+    ]
+    several = {b"user.%03d" % number: b"same" for number in range(300)}
+    for xattrs in ({}, {b"security.x": b"1", b"user.y": b"2"}, several):
+        root = Directory(
+            Stat(0o755),
+            {
+                b"%02d" % number: Leaf(Stat(xattrs=xattrs), content)
+                for number, content in enumerate(contents)
+            },
+        )
+        image = write_image(root, version=version, algorithm=Algorithm.SHA256)
+        assert format_dump(read_image(image)) == format_dump(root)

@@ -13,19 +13,21 @@ other one defaults to 0, and a highest one below the lowest is raised to it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bootc.composefs.cli import classic
 from bootc.composefs.cli.classic import UsageError
-from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.collector import paused_collector
+from bootc.composefs.digest import Algorithm
 from bootc.composefs.dumpfile import read_dump
 from bootc.composefs.erofs_format import FormatVersion
-from bootc.composefs.erofs_writer import has_whiteouts, write_image
+from bootc.composefs.erofs_writer import has_whiteouts, image_pieces
 from bootc.composefs.scan import find_digest, scan_directory
 from bootc.errors import BootcError
 from bootc.tree import Directory
@@ -143,15 +145,25 @@ def read_source(options: MakeOptions) -> Directory:
 def make(argv: Sequence[str]) -> None:
     """Do what the command line says."""
     options = parse_options(argv)
-    root = read_source(options)
-    data = write_image(
-        root, version=choose_version(options, root), algorithm=Algorithm.SHA256, signed_times=True
-    )
-    if options.image is not None:
-        with classic.output(options.image, standard=True) as write:
-            write(data)
+    with contextlib.ExitStack() as stack:
+        # Trees are large and have no cycles.
+        stack.enter_context(paused_collector())
+        writers: list[Callable[[bytes], None]] = []
+        if options.image is not None:
+            # First, so that a name that can't be written isn't found out after all the work.
+            writers.append(stack.enter_context(classic.output(options.image, standard=True)))
+        hasher = Algorithm.SHA256.hasher()
+        if options.print_digest:
+            writers.append(hasher.update)
+        root = read_source(options)
+        version = choose_version(options, root)
+        for piece in image_pieces(
+            root, version=version, algorithm=Algorithm.SHA256, signed_times=True
+        ):
+            for write in writers:
+                write(piece)
     if options.print_digest:
-        print(digest_bytes(data, Algorithm.SHA256).hex())
+        print(hasher.digest().hex())
 
 
 def main(argv: Sequence[str]) -> int:
