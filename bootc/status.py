@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The truth about the running machine, as a Host document.
+"""The truth about an installed system, as a Host document.
 
 What counts, in this order:
 
-1. the mount at `/`: its source is `composefs:<id>` or `transient:composefs=<id>`, and that id is
-   the booted deployment (the kernel command line only says that this is a composefs machine: after
-   a soft reboot its digest is an old one);
+1. the mount at `/`: which deployment is booted;
 2. the entries of the boot menu on the ESP: which deployments there are, in the menu's order;
 3. the origin file of each, and the image in the repository that it names;
 4. `/run/composefs/staged-deployment`: which of them waits for the next shutdown.
+
+Of the entries that are neither booted nor staged, the first is the rollback and the rest are
+others. A rollback that comes before the booted one in the menu is queued. An entry whose origin is
+gone is left out, with a warning in the journal; only the booted deployment is always told. Staged
+entries that no staged deployment belongs to are leftovers, and no deployments.
 
 Nothing is written, and no mount is left behind.
 """
@@ -17,21 +20,31 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 
 from bootc import paths
-from bootc.boot import bls, entries, esp, kargs, loader_info
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
-from bootc.deploy import state
-from bootc.deploy.state import Origin
+from bootc.deploy import soft_reboot_check, state
+from bootc.deploy.soft_reboot_check import has_same_kernel
+from bootc.deploy.state import Origin, Staged
+from bootc.deploy.sysroot import (
+    Deployment,
+    Sysroot,
+    find_cmdline,
+    is_container,
+    open_at,
+    open_booted,
+    read_deployments,
+)
 from bootc.errors import BootcError
 from bootc.linux import blockdev
 from bootc.oci.model import read_config, read_manifest
 from bootc.oci.reference import ImageReference
 from bootc.spec import (
     BootEntry,
-    Bootloader,
     BootOrder,
     BootType,
     ComposefsEntry,
@@ -43,211 +56,188 @@ from bootc.spec import (
 )
 
 _log = logging.getLogger(__name__)
-_CONTAINER_VARIABLE = "container"
 _VERSION = "org.opencontainers.image.version"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A deployment with a boot entry; `is_staged` when the entry is one of the staged ones."""
-
-    deployment: str
-    entry: bls.Entry | None
-    insecure: bool
-    is_staged: bool = False
 
 
 def read_host(*, booted_only: bool = False) -> Host:
     """The Host document of this machine; the empty one where bootc manages nothing."""
     if is_container() or find_cmdline() is None:
         return Host()
-    mounts = blockdev.read_mounts()
-    root = blockdev.find_mount("/", mounts)
-    booted = booted_deployment(root.source if root else "")
     if os.geteuid() != 0:
         raise BootcError("status of a bootc machine needs root", hint="sudo bootc status")
-    sysroot = blockdev.find_mount(paths.SYSROOT, mounts)
-    if sysroot is None:
-        raise BootcError(
-            f"nothing is mounted at {paths.SYSROOT}", hint="the initrd should have done that"
-        )
-    found, menu = _read_boot_entries(sysroot)
-    host = _Reader(booted, loader_info.detect()).read(found, menu)
-    status = host.status
+    with open_booted(writable=False) as sysroot:
+        host = describe(sysroot, booted_only=booted_only)
+    mounts = blockdev.read_mounts()
     usr = blockdev.find_mount("/usr", mounts)
-    return Host(
-        spec=host.spec,
-        status=HostStatus(
-            staged=None if booted_only else status.staged,
-            booted=status.booted,
-            rollback=None if booted_only else status.rollback,
-            others=status.others,
-            rollback_queued=status.rollback_queued,
-            managed=True,
-            usr_overlay=UsrOverlay(read_only="ro" in usr.options) if usr else None,
-            read_only="ro" in sysroot.options and blockdev.is_readonly(sysroot.device),
-        ),
+    physical = blockdev.find_mount(paths.SYSROOT, mounts)
+    is_fixed = (
+        physical is not None and "ro" in physical.options and blockdev.is_readonly(physical.device)
     )
-
-
-def is_container() -> bool:
-    """Whether we run in a container."""
-    marks = ("/run/.containerenv", "/.dockerenv")
-    told = os.environ.get(_CONTAINER_VARIABLE)
-    return bool(told) or any(os.path.exists(mark) for mark in marks)
-
-
-def find_cmdline(path: str = "/proc/cmdline") -> kargs.ComposefsArg | None:
-    """What the kernel was told to boot, or None on a machine without composefs."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return kargs.find_composefs(kargs.split(file.read()))
-
-
-def booted_deployment(source: str) -> str:
-    """The deployment id in the source of the mount at `/`."""
-    for prefix in ("composefs:", "transient:composefs="):
-        if source.startswith(prefix):
-            return source.removeprefix(prefix)
-    raise BootcError(
-        f"the kernel was told to boot a composefs image, but / is {source!r}",
-        hint="look at the initrd's messages: journalctl -b -t bootc-root-setup",
+    status = replace(
+        host.status,
+        usr_overlay=UsrOverlay(read_only="ro" in usr.options) if usr else None,
+        read_only=is_fixed,
     )
+    return replace(host, status=status)
 
 
-def _read_boot_entries(sysroot: blockdev.Mounted) -> tuple[list[Found], list[str]]:
-    """All deployments with an entry, and the menu: the ids of those that aren't staged."""
-    device = sysroot.device
-    if not os.path.exists(f"/sys/dev/block/{device}"):
-        device = blockdev.device_number(os.stat(sysroot.source).st_rdev)
-    node = esp.find_esp(device)
-    if node is None:
-        _log.warning("no EFI system partition was found, so the boot entries are unknown")
-        return [], []
-    with esp.open_esp(node) as fd:
-        menu = entries.read_entries(fd)
-        staged = entries.read_entries(fd, paths.ENTRIES_STAGED)
-    found = [_found(name, entry, is_staged=False) for name, entry in menu]
-    return (
-        [*found, *(_found(name, entry, is_staged=True) for name, entry in staged)],
-        [item.deployment for item in found],
-    )
+def read_host_at(path: str) -> Host:
+    """The Host document of the installed system whose root file system is mounted at `path`.
+
+    Nothing of it is running: all deployments are others, in the menu's order.
+    """
+    with open_at(path) as sysroot:
+        return describe(sysroot)
 
 
-def _found(name: str, entry: bls.Entry, *, is_staged: bool) -> Found:
-    arg = entries.deployment_of(entry, name)
-    return Found(deployment=arg.digest, entry=entry, insecure=arg.insecure, is_staged=is_staged)
+def describe(sysroot: Sysroot, *, booted_only: bool = False, selinux: bool | None = None) -> Host:
+    """The document of a sysroot, but for what only the running machine's mounts tell.
+
+    `selinux`: whether a policy is loaded; asked of the kernel if not said.
+    """
+    with ExitStack() as stack:
+        reader = _Reader(sysroot, stack, selinux=selinux)
+        if sysroot.booted is None:
+            return reader.read_at_rest()
+        return reader.read_running(sysroot.booted, booted_only=booted_only)
 
 
 class _Reader:
-    """Makes the records of one machine."""
+    """Makes the records of one system. The repository is opened once, when it is needed."""
 
-    def __init__(
-        self,
-        booted: str,
-        bootloader: Bootloader,
-        root: str = paths.SYSROOT,
-        *,
-        staged_file: str = paths.STAGED,
-    ) -> None:
-        self._staged_file = staged_file
-        self._booted = booted
-        self._bootloader = bootloader
-        self._root = root
+    def __init__(self, sysroot: Sysroot, stack: ExitStack, *, selinux: bool | None) -> None:
+        self._sysroot = sysroot
+        self._stack = stack
+        self._repository: Repository | None = None
+        self._images: dict[str, _Details | None] = {}
+        self._selinux = selinux
+        self._policy: tuple[bytes | None] | None = None
 
-    def read(self, found: list[Found], menu: list[str]) -> Host:
-        """Sort the deployments into staged, booted, rollback and others."""
-        staged_mark = state.read_staged(self._staged_file)
-        by_id = {item.deployment: item for item in reversed(found)}
-        if self._booted not in by_id:
-            cmdline = find_cmdline()
-            insecure = cmdline.insecure if cmdline else False
-            by_id[self._booted] = Found(deployment=self._booted, entry=None, insecure=insecure)
-        booted = self._entry(by_id[self._booted])
-        staged_id = staged_mark.deployment if staged_mark else None
-        staged = None
-        if staged_mark is not None and staged_id in by_id and staged_id != self._booted:
-            item = by_id[staged_mark.deployment]
-            staged = self._entry(item, by_id[self._booted], locked=staged_mark.locked)
-        rest = [
-            self._entry(by_id[name], by_id[self._booted])
-            for name in dict.fromkeys([*menu, *by_id])
-            if name not in (self._booted, staged_id)
+    def read_at_rest(self) -> Host:
+        found = [
+            self._record(item)
+            for item in read_deployments(self._sysroot)
+            if item.origin is not None and not item.staged
         ]
-        known = [entry for entry in rest if entry is not None]
-        queued = bool(menu) and menu[0] != self._booted and bool(known)
-        image = (staged or booted or BootEntry()).image
+        return Host(status=HostStatus(others=tuple(found), managed=True))
+
+    def read_running(self, booted_id: str, *, booted_only: bool) -> Host:
+        mark = self._staged_mark()
+        known = read_deployments(self._sysroot)
+        booted = next(item for item in known if item.id == booted_id)
+        staged = None
+        if mark is not None and mark.deployment != booted_id:
+            staged = next((item for item in known if item.id == mark.deployment), None)
+        rest = [
+            item
+            for item in known
+            if item is not booted
+            and item is not staged
+            and not item.staged
+            and item.origin is not None
+        ]
+        if staged is not None and staged.origin is None:
+            staged = None
+        menu = [item for item in known if item.file is not None and not item.staged]
+        queued = bool(rest) and menu[0] is rest[0]
+        now = self._record(booted)
+        soon = None
+        if staged is not None and mark is not None:
+            soon = self._record(staged, booted, locked=mark.locked)
+        image = (soon or now).image
+        hidden = booted_only
         return Host(
             spec=HostSpec(
                 image=image.image if image else None,
                 boot_order=BootOrder.ROLLBACK if queued else BootOrder.DEFAULT,
             ),
             status=HostStatus(
-                staged=staged,
-                booted=booted,
-                rollback=known[0] if known else None,
-                others=tuple(known[1:]),
+                staged=None if hidden else soon,
+                booted=now,
+                rollback=self._record(rest[0], booted) if rest and not hidden else None,
+                others=() if hidden else tuple(self._record(item, booted) for item in rest[1:]),
                 rollback_queued=queued,
+                managed=True,
             ),
         )
 
-    def _entry(
-        self, item: Found, booted: Found | None = None, *, locked: bool = False
-    ) -> BootEntry | None:
-        """The record of one deployment; None, and a warning, when its origin is gone."""
-        origin = state.read_origin(self._root, item.deployment)
-        if origin is None:
-            _log.warning(
-                "deployment %s has a boot entry, but no origin file; it is left out",
-                item.deployment,
-                extra={"MESSAGE_ID": "d264f924dadb4c31bff0412107d391fb"},
-            )
-            if item.deployment != self._booted:
-                return None
-        capable = booted is not None and self._is_soft_reboot_capable(item, booted, origin)
+    def _staged_mark(self) -> Staged | None:
+        try:
+            return state.read_staged(self._sysroot.staged_file)
+        except BootcError as error:
+            _log.warning("what is staged cannot be told: %s", error)
+            return None
+
+    def _record(
+        self, item: Deployment, booted: Deployment | None = None, *, locked: bool = False
+    ) -> BootEntry:
+        origin = item.origin
         is_uki = item.entry is not None and (item.entry.efi or item.entry.uki) is not None
         return BootEntry(
             image=self._image(origin) if origin else None,
-            soft_reboot_capable=capable,
+            soft_reboot_capable=booted is not None and self._can_follow(item, booted),
             download_only=locked,
             composefs=ComposefsEntry(
-                verity=item.deployment,
+                verity=item.id,
                 boot_type=BootType.UKI if is_uki else BootType.BLS,
-                bootloader=self._bootloader,
+                bootloader=self._sysroot.bootloader,
                 boot_digest=origin.boot_digest if origin else None,
                 missing_verity_allowed=item.insecure,
             ),
         )
 
-    def _is_soft_reboot_capable(self, item: Found, booted: Found, origin: Origin | None) -> bool:
-        """Whether only userspace differs: the same kernel and the same arguments.
+    # -- Soft reboots
 
-        With SELinux on it is false: the policies of the images would have to be compared.
-        """
-        other = state.read_origin(self._root, booted.deployment)
-        if origin is None or other is None or os.path.isdir("/sys/fs/selinux"):
+    def _can_follow(self, item: Deployment, booted: Deployment) -> bool:
+        if not has_same_kernel(booted, item):
             return False
-        if origin.boot_digest is None or origin.boot_digest != other.boot_digest:
+        on = soft_reboot_check.is_selinux_on() if self._selinux is None else self._selinux
+        if not on:
+            return True
+        repo = self._open()
+        if repo is None:
             return False
-        if item.entry is None or booted.entry is None:
-            return False
-        mine, theirs = item.entry.arguments, booted.entry.arguments
-        composefs = ["composefs"]
-        return len(mine) == len(theirs) and set(kargs.without(mine, composefs)) == set(
-            kargs.without(theirs, composefs)
-        )
+        if self._policy is None:
+            current = self._sysroot.current
+            self._policy = (soft_reboot_check.policy_of_root(current, repo.algorithm),)
+        return soft_reboot_check.has_same_policy(repo, self._policy[0], item.id)
+
+    # -- Images
+
+    def _open(self) -> Repository | None:
+        if self._repository is None:
+            try:
+                found = Repository.open(self._sysroot.repository, upgrade=True)
+            except (BootcError, OSError) as error:
+                _log.warning("the repository cannot be read: %s", error)
+                return None
+            self._repository = self._stack.enter_context(found)
+        return self._repository
 
     def _image(self, origin: Origin) -> ImageStatus | None:
-        """What the repository knows of the deployment's image."""
-        if origin.manifest_digest is None:
+        """What the repository knows of an image."""
+        digest = origin.manifest_digest
+        if digest is None:
             _log.warning("the origin of %s names no manifest", origin.image)
             return None
-        try:
-            with Repository.open(f"{self._root}/{paths.REPOSITORY}") as repo:
-                image = load_image(repo, f"@{origin.manifest_digest}")
-        except BootcError as error:
-            _log.warning("%s is not in the repository: %s", origin.image, error)
+        if digest not in self._images:
+            self._images[digest] = self._load(origin.image, digest)
+        details = self._images[digest]
+        return None if details is None else details(origin.image)
+
+    def _load(self, reference: ImageReference, digest: str) -> _Details | None:
+        repo = self._open()
+        if repo is None:
             return None
-        return image_status(origin.image, image.manifest_digest, image.manifest, image.config)
+        try:
+            image = load_image(repo, f"@{digest}")
+            return _read_details(digest, image.manifest, image.config)
+        except (BootcError, OSError) as error:
+            _log.warning("%s is not in the repository: %s", reference, error)
+            return None
+
+
+_Details = Callable[[ImageReference], ImageStatus]
 
 
 def image_status(
@@ -257,12 +247,22 @@ def image_status(
 
     The version is the manifest's annotation; when that is missing, the config's label.
     """
+    return _read_details(digest, manifest, config)(reference)
+
+
+def _read_details(digest: str, manifest: bytes, config: bytes) -> _Details:
+    """What several deployments of the same image have in common: all but the reference."""
     annotations = read_manifest(manifest, digest).annotations
-    settings = read_config(config, f"config of {reference}")
-    return ImageStatus(
-        image=reference,
-        digest=digest,
-        architecture=settings.architecture,
-        version=annotations.get(_VERSION) or settings.version or settings.labels.get("version"),
-        timestamp=settings.created,
-    )
+    settings = read_config(config, f"config of {digest}")
+    version = annotations.get(_VERSION) or settings.version or settings.labels.get("version")
+
+    def make(reference: ImageReference) -> ImageStatus:
+        return ImageStatus(
+            image=reference,
+            digest=digest,
+            architecture=settings.architecture,
+            version=version,
+            timestamp=settings.created,
+        )
+
+    return make
