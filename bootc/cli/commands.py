@@ -42,9 +42,12 @@ def status(arguments: Namespace) -> None:
     kind = "json" if arguments.json else arguments.format
     if kind is None:
         kind = "humanreadable" if sys.stdout.isatty() else "yaml"
-    from bootc.status import read_host
+    from bootc.status import read_host, read_host_at
 
-    host = read_host(booted_only=arguments.booted)
+    if arguments.sysroot is not None:
+        host = read_host_at(arguments.sysroot)
+    else:
+        host = read_host(booted_only=arguments.booted)
     match kind:
         case "json":
             render.say_exactly(render.host_json(host))

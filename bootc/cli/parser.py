@@ -65,6 +65,8 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 def _check_conflicts(found: Namespace) -> None:
+    if found.verb == "status" and found.booted and found.sysroot is not None:
+        build().error("argument --booted: not allowed with --sysroot, where nothing is booted")
     if found.verb.startswith("install.to-"):
         if found.target_transport and not found.target_imgref:
             build().error("argument --target-transport: needs --target-imgref")
@@ -111,6 +113,9 @@ def _add_status(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     one.add_argument("--format", choices=("humanreadable", "yaml", "json"))
     one.add_argument("--format-version", type=int, metavar="N", help="0 or 1, for yaml and json")
     one.add_argument("--booted", action="store_true", help="only what is booted")
+    one.add_argument(
+        "--sysroot", metavar="PATH", help="of the system whose root file system is mounted there"
+    )
     one.add_argument("-v", "--verbose", action="store_true", help="more, for people")
     one.set_defaults(verb="status")
 
