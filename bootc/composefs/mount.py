@@ -140,6 +140,11 @@ def mount_image(
     """
     if (upper is None) != (work is None):
         raise BootcError("an upper directory needs a work directory, and the other way round")
+    if read_write and upper is None:
+        raise BootcError(
+            "without an upper directory there is nothing to write to",
+            hint="name an upper and a work directory (--upperdir, --workdir)",
+        )
     with ExitStack() as stack:
         image = _keep(stack, repo.open_image(name).fd)
         objects = _keep(stack, os.open("objects", _FOLDER, dir_fd=repo.fd))
@@ -155,13 +160,15 @@ def mount_image(
         try:
             return ImageMount(make_mount(image, options))
         except OSError as error:
-            raise BootcError(f"cannot mount the image {name}", hint=_hint(error)) from error
+            raise BootcError(
+                f"cannot mount the image {name}: {error.strerror}", hint=_hint(error)
+            ) from error
 
 
 def _hint(error: OSError) -> str | None:
     match error.errno:
         case errno.EPERM:
-            return "mounting needs root (CAP_SYS_ADMIN); without it, `cfsctl dump-files` and `cat`"
+            return "become root; without CAP_SYS_ADMIN, `cfsctl dump-files` tells what is in it"
         case errno.ENODEV:
             return "load the kernel's modules: `modprobe erofs overlay`"
         case errno.EINVAL:

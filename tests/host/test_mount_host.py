@@ -36,6 +36,7 @@ from bootc.composefs import (
     store_content,
     write_image,
 )
+from bootc.composefs.cli import mount_composefs
 from bootc.composefs.mount import Layers, mount_erofs
 from bootc.errors import BootcError
 from bootc.linux.blockdev import read_mounts
@@ -272,6 +273,8 @@ def test_a_mount_with_an_upper_layer_is_writable_only_if_asked(
     assert (tmp_path / "upper/new").read_text() == "x"
     with pytest.raises(BootcError, match="needs a work directory"):
         mount_image(repo, "tree/V1", upper=tmp_path / "upper")
+    with pytest.raises(BootcError, match="nothing to write to"):
+        mount_image(repo, "tree/V1", read_write=True)
 
 
 def test_a_detached_mount_is_read_by_its_descriptor_and_goes_with_it(repo: Repository) -> None:
@@ -459,3 +462,20 @@ def test_cfsctl_mounts_by_name_and_by_digest(*, repo: Repository, target: Path, 
             assert found.source == f"composefs:{name}"
         finally:
             process.run(["umount", str(target)])
+
+
+def test_cfsctl_mount_needs_real_root(repo: Repository, target: Path) -> None:
+    command = ["-m", "bootc.composefs.cli.main", "--repo", repo.path, "mount", "tree/V1"]
+    pretend = ["unshare", "--user", "--map-root-user", "--mount"]
+    done = process.run([*pretend, sys.executable, *command, str(target)], env=PATHS, check=False)
+    assert (done.status, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "error: cannot mount the image tree/V1: Operation not permitted",
+        "hint: become root; without CAP_SYS_ADMIN, `cfsctl dump-files` tells what is in it",
+    ]
+
+
+def test_mount_composefs_can_pretend(repo: Repository, target: Path, image: str) -> None:
+    options = f"basedir={repo.path}/objects"
+    assert mount_composefs.main([image, str(target), "-f", "-o", options]) == 0
+    assert os.listdir(target) == []
