@@ -91,6 +91,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of these
+    __all__ = [*_HOME_OF]
 
     def __getattr__(name: str) -> object:
         home = _HOME_OF.get(name)

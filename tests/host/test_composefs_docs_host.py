@@ -35,4 +35,6 @@ def test_the_examples_are_well_typed(tmp_path: Path) -> None:
     path.write_text("from bootc.composefs import Directory, nonsense\nDirectory(1)\n")
     done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
     assert 'has no attribute "nonsense"' in done.stdout
+    path.write_text("from bootc.composefs import *\n\nDirectory(1)\n")
+    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
     assert "incompatible type" in done.stdout
