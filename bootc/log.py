@@ -2,6 +2,10 @@
 """What the program says while it works: stderr is the story, stdout the answer.
 
 `with step("pull layers")` reports what a person waits for and how long it took.
+
+What happened to the machine is told to the journal, too: a record with a `MESSAGE_ID` (of 32
+hexadecimal digits, in `extra`) goes to journald's socket, when root runs the program and there is
+one. Source: systemd.io/JOURNAL_NATIVE_PROTOCOL.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _log = logging.getLogger("bootc.step")
+JOURNAL = "/run/systemd/journal/socket"
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 class _Formatter(logging.Formatter):
@@ -24,6 +30,41 @@ class _Formatter(logging.Formatter):
         return text
 
 
+class Journal(logging.Handler):
+    """Sends the records that have a `MESSAGE_ID` to journald, as fields; never fails."""
+
+    def __init__(self, socket_path: str = JOURNAL) -> None:
+        super().__init__(logging.INFO)
+        self._path = socket_path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message_id = getattr(record, "MESSAGE_ID", None)
+        if message_id is None:
+            return
+        import socket  # start-up time: most runs have nothing to say here
+
+        fields = {
+            "MESSAGE": record.getMessage(),
+            "MESSAGE_ID": message_id,
+            "PRIORITY": str(next((n for at, n in _PRIORITIES if record.levelno >= at), 7)),
+            "SYSLOG_IDENTIFIER": "bootc",
+        }
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
+                one.connect(self._path)
+                one.send(b"".join(_journal_field(key, text) for key, text in fields.items()))
+        except OSError:
+            return
+
+
+def _journal_field(key: str, text: str) -> bytes:
+    """KEY=text, or with a length where the text has more than one line."""
+    data = text.encode("utf-8", "replace")
+    if b"\n" not in data:
+        return b"%s=%s\n" % (key.encode(), data)
+    return b"%s\n%s%s\n" % (key.encode(), len(data).to_bytes(8, "little"), data)
+
+
 def setup(*, level: str | None = None) -> None:
     """Send log records to stderr; `BOOTC_LOG` (debug, info, warning) or `level` sets how many."""
     wanted = level or os.environ.get("BOOTC_LOG", "info")
@@ -31,6 +72,8 @@ def setup(*, level: str | None = None) -> None:
     handler.setFormatter(_Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    if os.geteuid() == 0 and os.path.exists(JOURNAL):
+        root.addHandler(Journal())
     root.setLevel(logging.getLevelNamesMapping().get(wanted.upper(), logging.INFO))
     for noisy in ("paramiko", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
