@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
@@ -30,8 +30,8 @@ from bootc.composefs import initialize, metadata, objects, refs
 from bootc.composefs.digest import digest_fd
 from bootc.composefs.erofs_reader import collect_objects
 from bootc.composefs.objects import SHARDS
-from bootc.composefs.refs import IMAGES, REFS, STREAMS, Found, parse_digest
-from bootc.composefs.repository import NotFoundError, Repository
+from bootc.composefs.refs import IMAGES, REFS, STREAMS, Found, escape_tag, parse_digest
+from bootc.composefs.repository import OCI_REFS, NotFoundError, Repository
 from bootc.composefs.splitstream import read_splitstream
 from bootc.errors import BootcError, FormatError
 from bootc.linux import fsverity
@@ -53,19 +53,25 @@ class GcResult:
 
 
 def collect_garbage(
-    repo: Repository, *, roots: Iterable[str] = (), dry_run: bool = False
+    repo: Repository,
+    *,
+    roots: Iterable[str] = (),
+    ignore: Collection[str] = (),
+    dry_run: bool = False,
 ) -> GcResult:
     """Remove what neither a reference nor `roots` needs; with `dry_run` only say what that is.
 
     A root is the digest of an image in hexadecimal, the content id of a stream, or a reference of
-    either that begins with `refs/`. Raises `NotFoundError` for one that isn't there, `BootcError`
+    either that begins with `refs/`. `ignore`: tags that are as good as gone. Raises `NotFoundError` for one that isn't there, `BootcError`
     if this process has the repository open a second time.
     """
     if not dry_run:
         repo.need_writable()
     with nullcontext() if dry_run else repo.exclusive():
         marks = _Marks(repo)
-        marks.follow_references()
+        marks.follow_references(
+            {f"{STREAMS}/{REFS}/{OCI_REFS}/{escape_tag(tag)}" for tag in ignore}
+        )
         for root in roots:
             marks.follow_root(root)
         dead = _find_dead(repo, marks.live)
@@ -110,9 +116,11 @@ class _Marks:
         """The names of links whose object is not needed."""
         return [name for name, digest in self._linked[category].items() if digest not in self.live]
 
-    def follow_references(self) -> None:
+    def follow_references(self, ignore: Collection[str]) -> None:
         for category in (IMAGES, STREAMS):
             for entry in self._repo.links.references(f"{category}/{REFS}"):
+                if entry.path in ignore:
+                    continue
                 if entry.target is None:
                     raise self._refuse(entry, "is no symbolic link")
                 if entry.leads_to not in self._linked[category]:
