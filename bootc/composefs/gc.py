@@ -62,8 +62,9 @@ def collect_garbage(
     """Remove what neither a reference nor `roots` needs; with `dry_run` only say what that is.
 
     A root is the digest of an image in hexadecimal, the content id of a stream, or a reference of
-    either that begins with `refs/`. `ignore`: tags that are as good as gone. Raises `NotFoundError` for one that isn't there, `BootcError`
-    if this process has the repository open a second time.
+    either that begins with `refs/`. `ignore`: tags that are as good as gone. Raises
+    `NotFoundError` for a root that isn't there, `BootcError` if this process has the repository
+    open a second time.
     """
     if not dry_run:
         repo.need_writable()
