@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,7 +136,9 @@ def test_cfsctl_says_that_fuse_is_not_offered(where: str, option: list[str]) -> 
 def test_cfsctl_errors_are_one_line_and_a_hint(where: str) -> None:
     done = run("--repo", f"{where}/no\nwhere", "images")
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: cannot open the repository {where}/no\\nwhere: ")
+    assert second.startswith("hint: ")
     done = run("--repo", where, "mount", "name", "/mnt")
     assert (done.status, done.stdout) == (1, "")
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
@@ -162,6 +167,47 @@ def test_cfsctl_says_that_stdout_is_full(where: str) -> None:
     assert done.stderr.startswith("error: ")
     assert "No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_cfsctl_writes_names_as_they_were_given(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff"
+    script = f"{ENTRY}sys.exit(entry())"
+    argv = [sys.executable, "-c", script, "--repo", os.fsdecode(path), "init", "--insecure"]
+    out = tmp_path / "out"
+    with (
+        open(out, "wb") as file,
+        process.running(argv, env={"PYTHONPATH": str(TOP), "LC_ALL": "C"}, stdout=file) as child,
+    ):
+        assert child.wait(60) == 0
+    assert b"repository at " + path + b"\n" in out.read_bytes()
+
+
+def is_locked(path: str) -> bool:
+    """Whether somebody has the repository open."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def test_cfsctl_says_that_it_was_interrupted(where: str, tmp_path: Path) -> None:
+    # A parent may have set SIGINT to be ignored, which is inherited.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    argv = [sys.executable, "-c", f"{ENTRY}{code}entry()", "--repo", where, "transaction"]
+    with (
+        open(tmp_path / "said", "wb") as said,
+        process.running(argv, env={"PYTHONPATH": str(TOP)}, stdout=said, stderr=said) as child,
+    ):
+        while not is_locked(where):
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+    assert (tmp_path / "said").read_text() == "error: interrupted\n"
 
 
 @pytest.mark.parametrize("name", list(main.PROGRAMS))

@@ -22,6 +22,7 @@ be needed: only the one of the command, all of them for the help and for errors,
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -161,10 +162,15 @@ def _report(run: Callable[[], int | None]) -> int:
     except (BootcError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise
-        print(f"error: {chain_text(error)}", file=sys.stderr)
+        print(_one_line(f"error: {chain_text(error)}"), file=sys.stderr)
         if isinstance(error, BootcError) and error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+            print(_one_line(f"hint: {error.hint}"), file=sys.stderr)
         return 1
+
+
+def _one_line(text: str) -> str:
+    """The text with the newlines of names in it made visible."""
+    return text.replace("\n", "\\n")
 
 
 def run_program(argv: Sequence[str]) -> int:
@@ -172,6 +178,8 @@ def run_program(argv: Sequence[str]) -> int:
     name, arguments = os.path.basename(argv[0]), list(argv[1:])
     if name not in PROGRAMS and arguments and arguments[0] in PROGRAMS:
         name = arguments.pop(0)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names are written as they were given
     run: Callable[[Sequence[str]], int] = _load(PROGRAMS[name]).main if name in PROGRAMS else main
     try:
         try:
