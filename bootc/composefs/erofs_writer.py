@@ -83,18 +83,20 @@ def write_image(
     *,
     version: FormatVersion = FormatVersion.V1,
     algorithm: Algorithm = Algorithm.SHA512,
-    signed_times: bool = False,
+    like_c: bool = False,
 ) -> bytes:
     """The image of a tree, which is left as it is. `algorithm` is the one of its digests.
 
-    The oldest time is that of the compact inodes. To the C tools times before 1970 are the oldest
-    ones (`signed_times`), to composefs-rs, which cfsctl and bootc must agree with, the newest.
+    Of epoch 1 composefs-rs, which cfsctl and bootc must agree with, and the C tools (`like_c`) have
+    two readings. To C the oldest times, which compact inodes have, are those before 1970; a user's
+    own mark on a directory with whiteouts is replaced by the format's; no inode has more than 128
+    shared attributes. To composefs-rs times before 1970 are the newest, and such a mark is added.
 
     Raises `BootcError` when the tree holds something that no image can (a name with a slash, a
     device number of more than 32 bits, a digest of another algorithm, a directory in two places).
     """
     with paused_collector():
-        image = _Image(root, version, algorithm, signed_times=signed_times)
+        image = _Image(root, version, algorithm, like_c=like_c)
         return b"".join(image.pieces())
 
 
@@ -103,14 +105,14 @@ def image_pieces(
     *,
     version: FormatVersion = FormatVersion.V1,
     algorithm: Algorithm = Algorithm.SHA512,
-    signed_times: bool = False,
+    like_c: bool = False,
 ) -> Iterator[bytes]:
     """The same image in pieces of whole blocks, which are made as they are asked for.
 
     Whatever can't be written is refused before the first piece.
     """
     with paused_collector():
-        image = _Image(root, version, algorithm, signed_times=signed_times)
+        image = _Image(root, version, algorithm, like_c=like_c)
     return _whole_blocks(image.pieces())
 
 
@@ -147,14 +149,14 @@ class _Image:
     """One image on its way from tree to bytes; the lists have an item per inode, in order."""
 
     def __init__(
-        self, root: Directory, version: FormatVersion, algorithm: Algorithm, *, signed_times: bool
+        self, root: Directory, version: FormatVersion, algorithm: Algorithm, *, like_c: bool
     ) -> None:
         self.version = version
-        self.signed_times = signed_times
+        self.like_c = like_c
         self.epoch = version.epoch
         self.inodes: Inodes = order_inodes(root, self.epoch)
         self.shape = Shape()
-        self.table = AttributeTable(self.epoch, algorithm)
+        self.table = AttributeTable(self.epoch, algorithm, like_c=like_c)
         self.modes: list[int] = []
         self.links: list[int] = []
         self.sizes: list[int] = []
@@ -269,7 +271,7 @@ class _Image:
         if self.epoch == 2:
             return bytes(len(stats))
         seconds = min([stat.mtime for stat in stats])
-        if seconds < 0 and not self.signed_times:
+        if seconds < 0 and not self.like_c:
             seconds = min([stat.mtime for stat in stats], key=lambda second: second & _U64)
         nanoseconds = min([stat.mtime_nsec for stat in stats if stat.mtime == seconds])
         self.oldest = seconds, nanoseconds

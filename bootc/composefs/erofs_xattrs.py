@@ -68,6 +68,7 @@ def escape(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
     }
 
 
+_ACLS = {PREFIXES[2], PREFIXES[3]}
 _Parts: TypeAlias = "tuple[list[bytes], list[bytes], list[bytes]]"
 
 
@@ -98,8 +99,8 @@ class _Group:
             b"".join([entry for entry in part if entry not in chosen]) for part in self.parts
         )
         self.local = before, between, after
-        self.own_count = len(chosen)
-        self.size = 12 + 4 * len(chosen) + sum(map(len, self.local))
+        self.own_count = sum(map(len, self.own))
+        self.size = 12 + 4 * self.own_count + sum(map(len, self.local))
 
 
 class _Objects:
@@ -151,11 +152,12 @@ class _Objects:
 class AttributeTable:
     """The attributes of all inodes of one image, from collection to bytes."""
 
-    def __init__(self, epoch: int, algorithm: Algorithm) -> None:
+    def __init__(self, epoch: int, algorithm: Algorithm, *, like_c: bool = False) -> None:
         self.has_acl = False
         self.shared_area = b""
         self._epoch = epoch
-        self._limit = SHARED_MAX if epoch == 1 else 255
+        self._like_c = like_c
+        self._limit = SHARED_MAX if like_c else 255
         self._width = algorithm.size
         self._groups: dict[tuple[tuple[bytes, bytes], ...], _Group] = {}
         self._plain = self._intern({}, {})
@@ -173,13 +175,17 @@ class AttributeTable:
         key = (*xattrs.items(), (b"", b""), *extra.items())
         group = self._groups.get(key)
         if group is None:
-            values = escape(xattrs) | extra
-            names = sorted(values)
-            if self._epoch == 2:
-                names = list(escape(dict.fromkeys(sorted(xattrs), b"")))
-            entries = [encode_entry(name, values[name], self._epoch) for name in names]
-            if not {PREFIXES[2], PREFIXES[3]}.isdisjoint(names):
-                self.has_acl = True
+            values = [*escape(dict(sorted(xattrs.items()))).items(), *extra.items()]
+            if self._epoch == 1:
+                # To C `extra` replaces what a user has, else it comes on top of that.
+                chosen = dict(values).items() if self._like_c else values
+                values = sorted(chosen, key=lambda item: (item[0], len(item[1]), item[1]))
+            names = [name for name, _ in values]
+            entries = [encode_entry(name, value, self._epoch) for name, value in values]
+            if self._like_c:
+                self.has_acl |= not _ACLS.isdisjoint(names)
+            else:
+                self.has_acl |= any(split_name(name, self._epoch)[0] in (2, 3) for name in names)
             group = self._groups[key] = _Group(names, entries, self._epoch)
         return group
 

@@ -119,7 +119,7 @@ def compare_file(tools: Tools, seed: int, folder: Path, counts: Counts) -> Itera
 def _write(text: bytes, version: FormatVersion) -> tuple[bytes | None, str]:
     try:
         root = parse_dump(text, "dump")
-        image = write_image(root, version=version, algorithm=Algorithm.SHA256, signed_times=True)
+        image = write_image(root, version=version, algorithm=Algorithm.SHA256, like_c=True)
         return image, ""
     except BootcError as error:
         return None, f"refuses: {error}"

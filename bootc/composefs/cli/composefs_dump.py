@@ -24,7 +24,7 @@ def dump(argv: Sequence[str]) -> None:
     if len(operands) != 2:
         raise UsageError("a SOURCE and a DESTINATION are needed, and nothing else")
     version, root = load_image(operands[0])
-    data = write_image(root, version=version, algorithm=Algorithm.SHA256, signed_times=True)
+    data = write_image(root, version=version, algorithm=Algorithm.SHA256, like_c=True)
     with classic.output(operands[1]) as write:
         write(data)
 

@@ -28,7 +28,7 @@ from bootc.composefs.digest import Algorithm
 from bootc.composefs.dumpfile import read_dump
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import has_whiteouts, image_pieces
-from bootc.composefs.scan import find_digest, scan_directory
+from bootc.composefs.scan import ScanOptions, Xattrs, find_digest, scan_directory, store_files
 from bootc.errors import BootcError
 from bootc.tree import Directory
 
@@ -139,7 +139,18 @@ def read_source(options: MakeOptions) -> Directory:
         raise BootcError(
             f"{options.source} is not a directory", hint="a dump file is read with --from-file"
         )
-    return scan_directory(options.source, find_digest(Algorithm.SHA256))
+    xattrs = Xattrs.NONE if options.skip_xattrs else Xattrs.ALL
+    taken = ScanOptions(
+        xattrs=Xattrs.USER if options.user_xattrs else xattrs,
+        devices=not options.skip_devices,
+        times=not options.use_epoch,
+        links=False,
+    )
+    processes = options.threads
+    keep = find_digest(Algorithm.SHA256, processes=processes)
+    if options.digest_store is not None:
+        keep = store_files(options.digest_store, processes=processes)
+    return scan_directory(options.source, keep, taken)
 
 
 def make(argv: Sequence[str]) -> None:
@@ -157,9 +168,7 @@ def make(argv: Sequence[str]) -> None:
             writers.append(hasher.update)
         root = read_source(options)
         version = choose_version(options, root)
-        for piece in image_pieces(
-            root, version=version, algorithm=Algorithm.SHA256, signed_times=True
-        ):
+        for piece in image_pieces(root, version=version, algorithm=Algorithm.SHA256, like_c=True):
             for write in writers:
                 write(piece)
     if options.print_digest:
