@@ -20,6 +20,7 @@ a sound repository. Temporary files of writers that were killed go, too.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -27,8 +28,8 @@ from dataclasses import dataclass
 
 from bootc import fs, log
 from bootc.composefs import initialize, metadata, objects, refs
-from bootc.composefs.digest import digest_fd
-from bootc.composefs.erofs_reader import collect_objects
+from bootc.composefs.digest import Algorithm, digest_fd
+from bootc.composefs.erofs_image import read_superblock
 from bootc.composefs.objects import SHARDS
 from bootc.composefs.refs import IMAGES, REFS, STREAMS, Found, escape_tag, parse_digest
 from bootc.composefs.repository import OCI_REFS, NotFoundError, Repository
@@ -163,7 +164,8 @@ class _Marks:
             return
         self._followed.add(digest)
         self.live.add(digest)
-        self.live |= collect_objects(read_verified(self._repo, digest), f"{IMAGES}/{name}")
+        data = read_verified(self._repo, digest)
+        self.live |= find_image_objects(data, self._repo.algorithm, f"{IMAGES}/{name}")
 
     def _follow_stream(self, top: bytes, name: str) -> None:
         left = [(top, f"{STREAMS}/{name}")]
@@ -192,6 +194,29 @@ class _Marks:
             return head.startswith(_MAGIC) or head[_OLD_MAGIC_AT:].startswith(_MAGIC)
         finally:
             os.close(fd)
+
+
+def find_image_objects(data: bytes, algorithm: Algorithm, source: str) -> set[bytes]:
+    """The digests of all objects that an image may need: some more for a strange image, never less.
+
+    `data` is known to be what was stored, so nothing is to be validated but that this is a version
+    whose attributes lie there as they are. They are searched for, wherever they may be: the tree,
+    which is most of the work of reading an image, doesn't matter. Raises `FormatError`.
+    """
+    read_superblock(data, source)
+    size = algorithm.size
+    head = bytes((0, 4 + size, 0, algorithm.kernel))
+    # Looked at ahead, so that no match can hide another one.
+    metacopy = re.compile(
+        rb"overlay\.metacopy(?=%s(.{%d}))" % (re.escape(head), size), flags=re.DOTALL
+    )
+    redirect = re.compile(
+        rb"overlay\.redirect(?=/(?:[^\0]{0,255}?/)?([0-9a-f]{2})/([0-9a-f]{%d}))" % (2 * size - 2),
+        flags=re.IGNORECASE,
+    )
+    found = set(metacopy.findall(data))
+    paths = {first + rest for first, rest in redirect.findall(data)}
+    return found | {bytes.fromhex(path.decode("ascii")) for path in paths}
 
 
 def read_verified(repo: Repository, digest: bytes) -> bytes:

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from bootc.composefs.digest import Algorithm
+from bootc.composefs.erofs_format import FormatVersion
+from bootc.composefs.erofs_reader import collect_objects
 from bootc.composefs.erofs_writer import write_image
 from bootc.composefs.fsck import check_repository
-from bootc.composefs.gc import GcResult, collect_garbage
+from bootc.composefs.gc import GcResult, collect_garbage, find_image_objects
 from bootc.composefs.objects import object_path
 from bootc.composefs.repository import NotFoundError, Repository
 from bootc.composefs.splitstream import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, SplitStreamWriter
-from bootc.errors import BootcError
-from bootc.tree import Directory, External, Leaf, Stat
+from bootc.errors import BootcError, FormatError
+from bootc.tree import Directory, External, Inline, Leaf, Stat
 
 
 class Store:
@@ -236,3 +238,34 @@ def test_gc_refuses_a_repository_of_a_newer_kind(store: Store) -> None:
     with pytest.raises(BootcError, match="features that this program cannot write: newer"):
         collect(store)
     assert collect(store, dry_run=True).objects_removed == 1
+
+
+@pytest.mark.parametrize("version", list(FormatVersion))
+@pytest.mark.parametrize("algorithm", list(Algorithm), ids=str)
+def test_gc_finds_what_the_reader_finds_in_an_image(
+    algorithm: Algorithm, version: FormatVersion
+) -> None:
+    root = Directory(Stat(0o755))
+    wanted = set()
+    for number in range(600):
+        digest = algorithm.function(b"%d" % number).digest()
+        # Digests with all bytes, names and attributes of all lengths, shared ones, hard links.
+        xattrs = {b"user.n%d" % (number % 9): b"v" * (number % 50)} if number % 3 else {}
+        leaf = Leaf(Stat(0o644, mtime=number, xattrs=xattrs), External(number + 1, digest))
+        root.entries[b"f" * (number % 90 + 1) + b"%d" % number] = leaf
+        wanted.add(digest)
+        if not number % 7:
+            root.entries[b"hard%d" % number] = leaf
+    bare = algorithm.function(b"bare").digest()
+    path = object_path(bare).encode()
+    root.entries[b"no-digest"] = Leaf(Stat(), External(5, None, path))
+    wanted.add(bare)
+    # A text that looks like the beginning of an attribute must not hide the real one behind it.
+    trap = b"overlay.metacopy" + bytes((0, 4 + algorithm.size, 0, algorithm.kernel))
+    root.entries[b"trap"] = Leaf(Stat(), Inline(trap))
+    data = write_image(root, version=version, algorithm=algorithm)
+    assert collect_objects(data) == wanted
+    assert find_image_objects(data, algorithm, "image") >= wanted
+    assert len(find_image_objects(data, algorithm, "image")) <= len(wanted) + 1
+    with pytest.raises(FormatError, match="unknown version"):
+        find_image_objects(data[:12] + b"\x09" + data[13:], algorithm, "image")
