@@ -75,12 +75,18 @@ def tmt_full(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def interop(session: nox.Session) -> None:
-    """The same plans run by the real tmt give the same results."""
-    # tmt alone has an environment of its own: its requirements are no business of the kit's.
-    session.install("--quiet", TMT)
-    path = f"{os.environ['PATH']}{os.pathsep}{session.bin}"
-    argv = [sys.executable, "-m", "vmtests.main", "interop", *session.posargs]
-    session.run(*argv, external=True, env={"PATH": path})
+    """Ours against programs of others: interop -- tmt [FILTER], interop -- composefs [PROGRAM]."""
+    which, rest = session.posargs[:1], session.posargs[1:]
+    if which not in ([], ["tmt"], ["composefs"]):
+        session.error(f"compare with tmt or with composefs, not with {which[0]!r}")
+    if which in ([], ["composefs"]):
+        session.run(sys.executable, "-m", "tests.interop.compare", *rest, external=True)
+    if which in ([], ["tmt"]):
+        # tmt alone has an environment of its own: its requirements are no business of the kit's.
+        session.install("--quiet", TMT)
+        path = f"{os.environ['PATH']}{os.pathsep}{session.bin}"
+        argv = [sys.executable, "-m", "vmtests.main", "interop", *rest]
+        session.run(*argv, external=True, env={"PATH": path})
 
 
 @nox.session(venv_backend="venv")
