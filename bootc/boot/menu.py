@@ -45,7 +45,12 @@ def write_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
 
 
 def _foreign_files(esp: str) -> list[tuple[str, bytes]]:
-    folder = f"{esp}/{paths.ENTRIES}"
+    ours = (entries.NAME_PREFIX, f".{entries.NAME_PREFIX}")
+    found = _files(f"{esp}/{paths.ENTRIES}")
+    return [(name, data) for name, data in found if not name.startswith(ours)]
+
+
+def _files(folder: str) -> list[tuple[str, bytes]]:
     found = []
     try:
         names = sorted(os.listdir(folder))
@@ -53,12 +58,19 @@ def _foreign_files(esp: str) -> list[tuple[str, bytes]]:
         return []
     for name in names:
         path = f"{folder}/{name}"
-        is_ours = name.startswith((entries.NAME_PREFIX, f".{entries.NAME_PREFIX}"))
-        if is_ours or not os.path.isfile(path) or os.path.getsize(path) > _FILE_MAX:
-            continue
-        with open(path, "rb") as file:
-            found.append((name, file.read()))
+        if os.path.isfile(path) and os.path.getsize(path) <= _FILE_MAX:
+            with open(path, "rb") as file:
+                found.append((name, file.read()))
     return found
+
+
+def read_texts(esp: str) -> list[str]:
+    """The texts of all entries of both menus, sound or damaged, ours or of other systems."""
+    return [
+        data.decode("utf-8", "replace")
+        for folder in (paths.ENTRIES, paths.ENTRIES_STAGED)
+        for _, data in _files(f"{esp}/{folder}")
+    ]
 
 
 def discard_staged(esp: str) -> bool:

@@ -28,6 +28,7 @@ from bootc.tree import (
 )
 
 _CHUNK = 1 << 20
+VERSION = "org.opencontainers.image.version"
 BOOTABLE_LABELS = ("containers.bootc", "ostree.bootable")
 
 
@@ -88,6 +89,28 @@ def read_kargs_d(repo: Repository, root: Directory, arch: str) -> list[str]:
         if isinstance(node, Leaf) and name.endswith(b".toml")
     ]
     return kargs.merge_fragments(files, arch)
+
+
+def read_live_kargs_d(root: str, arch: str) -> list[str]:
+    """The same of the file tree at `root`."""
+    folder = f"{root}/{paths.KARGS_D}"
+    files = []
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        if name.endswith(".toml"):
+            with open(f"{folder}/{name}", encoding="utf-8", errors="replace") as file:
+                files.append((f"/{paths.KARGS_D}/{name}", file.read()))
+    return kargs.merge_fragments(files, arch)
+
+
+def image_version(manifest: bytes, config: bytes, source: str) -> str | None:
+    """The version of an image: the manifest's annotation, else the config's label."""
+    annotations = model.read_manifest(manifest, f"manifest of {source}").annotations
+    settings = model.read_config(config, f"config of {source}")
+    return annotations.get(VERSION) or settings.version or settings.labels.get("version")
 
 
 def size_of(leaf: Leaf) -> int:

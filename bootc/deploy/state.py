@@ -13,6 +13,10 @@
         [image]
         manifest_digest=sha256:…
 
+Before the reference stands how the image is verified: `ostree-unverified-image:` not at all,
+`ostree-image-signed:` by containers-policy.json(5), `ostree-remote-image:<remote>:` by an ostree
+remote.
+
 `/run/composefs/staged-deployment` is `{"depl_id": "<id>", "finalization_locked": false}`; without
 it nothing is staged. In a reference, a registry's transport reads `docker://`.
 """
@@ -21,15 +25,24 @@ from __future__ import annotations
 
 import configparser
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bootc import jsonutil, paths
+from bootc import fs, jsonutil, paths
 from bootc.errors import BootcError, FormatError
-from bootc.oci.reference import ImageReference, Transport, parse_imgref
+from bootc.oci.reference import (
+    CONTAINER_POLICY,
+    OSTREE_REMOTE,
+    ImageReference,
+    Transport,
+    parse_imgref,
+)
 from bootc.spec import BootType
 
 UNVERIFIED = "ostree-unverified-image:"
 UNVERIFIED_REGISTRY = "ostree-unverified-registry:"
+SIGNED = "ostree-image-signed:"
+REMOTE = "ostree-remote-image:"
+REMOTE_REGISTRY = "ostree-remote-registry:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +56,7 @@ class Origin:
 
     def to_text(self) -> str:
         sections: dict[str, dict[str, str | None]] = {
-            "origin": {"container-image-reference": f"{UNVERIFIED}{self.image.imgref}"},
+            "origin": {"container-image-reference": _scheme(self.image) + self.image.imgref},
             "boot": {"boot_type": self.boot_type.value.lower(), "digest": self.boot_digest},
             "image": {"manifest_digest": self.manifest_digest},
         }
@@ -52,6 +65,15 @@ class Origin:
             for name, keys in sections.items()
         ]
         return "\n".join(blocks)
+
+
+def _scheme(image: ImageReference) -> str:
+    """How the image's signature is to be verified, before its reference."""
+    if image.signature is None:
+        return UNVERIFIED
+    if image.signature == CONTAINER_POLICY:
+        return SIGNED
+    return f"{REMOTE}{image.signature.removeprefix(OSTREE_REMOTE)}:"
 
 
 def parse_origin(text: str, source: str) -> Origin:
@@ -75,16 +97,26 @@ def parse_origin(text: str, source: str) -> Origin:
     )
 
 
-def _parse_reference(reference: str, source: str) -> ImageReference:
-    if reference.startswith(UNVERIFIED_REGISTRY):
-        image = reference.removeprefix(UNVERIFIED_REGISTRY)
-        return ImageReference(image=image, transport=Transport.REGISTRY)
-    if not reference.startswith(UNVERIFIED):
+def _parse_reference(text: str, source: str) -> ImageReference:
+    signature = None
+    reference = text
+    for scheme in (UNVERIFIED, SIGNED, REMOTE, REMOTE_REGISTRY, UNVERIFIED_REGISTRY):
+        if reference.startswith(scheme):
+            reference = reference.removeprefix(scheme)
+            break
+    else:
         raise FormatError(
             source, "origin.container-image-reference", f"{reference!r} has an unknown scheme"
         )
+    if scheme == SIGNED:
+        signature = CONTAINER_POLICY
+    elif scheme in (REMOTE, REMOTE_REGISTRY):
+        name, _, reference = reference.partition(":")
+        signature = f"{OSTREE_REMOTE}{name}"
+    if scheme in (UNVERIFIED_REGISTRY, REMOTE_REGISTRY):
+        return ImageReference(image=reference, transport=Transport.REGISTRY, signature=signature)
     try:
-        return parse_imgref(reference.removeprefix(UNVERIFIED))
+        return replace(parse_imgref(reference), signature=signature)
     except BootcError as error:
         raise FormatError(source, "origin.container-image-reference", error.message) from error
 
@@ -120,6 +152,25 @@ def read_staged(path: str = paths.STAGED) -> Staged | None:
     )
 
 
+def write_staged(staged: Staged, path: str = paths.STAGED) -> None:
+    """Say what is staged: the last thing that staging does."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    document: jsonutil.Json = {
+        "depl_id": staged.deployment,
+        "finalization_locked": staged.locked,
+    }
+    fs.write_atomic(path, jsonutil.canonical(document))
+
+
+def clear_staged(path: str = paths.STAGED) -> bool:
+    """Nothing is staged any more; whether something was."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def list_deployments(root: str) -> list[str]:
     """The ids that have a state folder."""
     try:
@@ -146,11 +197,4 @@ def make_skeleton(root: str, deployment: str) -> str:
 
 def write_origin(root: str, deployment: str, origin: Origin) -> None:
     """Write the origin file (mode 0644), whole or not at all."""
-    path = f"{root}/{paths.origin_file(deployment)}"
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(origin.to_text())
-        file.flush()
-        os.fchmod(fd, 0o644)
-        os.fsync(fd)
-    os.rename(f"{path}.new", path)
+    fs.write_atomic(f"{root}/{paths.origin_file(deployment)}", origin.to_text())

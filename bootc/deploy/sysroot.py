@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from bootc import log, paths
 from bootc.boot import bls, entries, esp, kargs, loader_info
 from bootc.deploy import state
+from bootc.deploy.messages import NO_ORIGIN
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.linux import blockdev, libc, mount
@@ -35,8 +36,6 @@ _log = logging.getLogger(__name__)
 _CONTAINER_VARIABLE = "container"
 _CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv")
 _CLONE_NEWNS = 0x00020000
-NO_ORIGIN = "d264f924dadb4c31bff0412107d391fb"
-"""Journal message: a deployment has a boot entry, but no origin file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,10 @@ from enum import StrEnum
 
 from bootc.errors import BootcError
 
+CONTAINER_POLICY = "containerPolicy"
+OSTREE_REMOTE = "ostreeRemote:"
+"""Before the name of the remote."""
+
 
 class Transport(StrEnum):
     """Where an image can lie. The values are those of the Host document."""
@@ -28,6 +32,10 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReference:
+    """`signature` says how it is verified: None (not at all), by containers-policy.json
+    (`CONTAINER_POLICY`), or by an ostree remote (`OSTREE_REMOTE` and its name).
+    """
+
     image: str
     transport: Transport
     signature: str | None = None
@@ -52,7 +60,9 @@ class ImageReference:
 
     def to_json(self) -> dict[str, object]:
         found: dict[str, object] = {"image": self.image, "transport": self.transport.value}
-        if self.signature is not None:
+        if self.signature is not None and self.signature.startswith(OSTREE_REMOTE):
+            found["signature"] = {"ostreeRemote": self.signature.removeprefix(OSTREE_REMOTE)}
+        elif self.signature is not None:
             found["signature"] = self.signature
         return found
 

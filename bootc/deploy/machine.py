@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What is asked of the running system: to finalize at shutdown, to reboot, to tell others of it.
+
+`/run/reboot-required` is the mark that reboot managers (kured) look for; ours holds the digest of
+the image that waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+from bootc import fs, process
+from bootc.deploy.sysroot import Sysroot
+from bootc.errors import BootcError, ProcessError
+
+FINALIZE_UNIT = "bootc-finalize-staged.service"
+_PARKED = 3600.0
+
+
+def arm_finalize(sysroot: Sysroot) -> None:
+    """Start the unit whose stop, at shutdown, finalizes what is staged. Nothing on a mock."""
+    if not sysroot.live:
+        return
+    try:
+        process.run(["systemctl", "start", "--quiet", FINALIZE_UNIT], timeout=120)
+    except ProcessError as error:
+        raise BootcError(
+            "the unit that finalizes updates at shutdown could not be started",
+            hint=f"systemctl status {FINALIZE_UNIT}",
+        ) from error
+
+
+def mark_reboot_required(sysroot: Sysroot, digest: str) -> None:
+    """Tell reboot managers that this image waits."""
+    fs.write_atomic(_mark(sysroot), f"{digest}\n")
+
+
+def clear_reboot_required(sysroot: Sysroot) -> None:
+    """Nothing waits any more."""
+    with suppress(FileNotFoundError):
+        os.unlink(_mark(sysroot))
+
+
+def _mark(sysroot: Sysroot) -> str:
+    return f"{sysroot.run}/reboot-required"
+
+
+def reboot(reason: str) -> None:
+    """Ask systemd for a reboot, then wait to be ended by it.
+
+    The request is made by a unit of its own, so it is carried out even when we are ended first.
+    """
+    process.run(
+        ["systemd-run", "--quiet", "--", "systemctl", "reboot", f"--message={reason}"], timeout=120
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_PARKED)
+    raise BootcError(
+        f"the machine did not reboot within {_PARKED:.0f} s", hint="systemctl list-jobs"
+    )

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Identifiers of our messages in the journal (MESSAGE_ID): 128 bits each, as sd_id128 wants them.
+
+docs/journal.md lists them for users. `ROLLBACK` and `NO_ORIGIN` are those that bootc documents or
+tests for; where bootc's had 33 digits, which are no ids, ours are new.
+"""
+
+STAGE = "8f7a2b1c3d4e5f6a7b8c9d0e1f2a3b4c"
+SWITCH = "2e3116c8d8d44d5e928877f02873a4c8"
+FINALIZE = "e2297a6f799d4dc4b21b53a6807d9f40"
+ROLLBACK = "26f3b1eb24464d12aa5e7b544a6b5468"
+DELETE = "91527954dc274bc18468537461846001"
+BOOT_COMPLETE = "63742213ce6f469c8f77587dd93e1bd2"
+CLEANUP = "bdefd384ee8b4a46b8d577da7f01ed90"
+PULL = "9c9c0d4645744b4281e9068a18c4db4b"
+NO_ORIGIN = "d264f924dadb4c31bff0412107d391fb"
+"""A deployment has a boot entry, but no origin file."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""How the image of an update is reached: by whom it is read, with which credentials and policy.
+
+An OCI layout is read natively, everything else by skopeo, which obeys containers-policy.json(5).
+Where the origin asks for a policy, a layout goes through skopeo, too, and the policy must be one
+that verifies something.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from bootc import __version__, process
+from bootc.deploy.policy import need_enforcing_policy
+from bootc.errors import BootcError
+from bootc.oci.layout import ImageSource, open_source
+from bootc.oci.proxy import ProxyOptions, ProxySource
+from bootc.oci.reference import CONTAINER_POLICY, OSTREE_REMOTE, ImageReference, Transport
+
+AUTH_FILES = ("/run/ostree/auth.json", "/etc/ostree/auth.json", "/usr/lib/ostree/auth.json")
+_USER_AGENT_SINCE = (1, 19)
+
+
+def open_image(image: ImageReference) -> ImageSource:
+    """The image, for `with`. Raises `BootcError` if its signature cannot be verified as asked."""
+    check_signature_policy(image)
+    if image.transport is Transport.OCI and image.signature is None:
+        return open_source(image.imgref)
+    return ProxySource(image.imgref, proxy_options())
+
+
+def check_signature_policy(image: ImageReference) -> None:
+    """Refuse an image whose origin wants a verification that this machine doesn't do."""
+    if image.signature is None:
+        return
+    if image.signature.startswith(OSTREE_REMOTE):
+        raise BootcError(
+            f"the signature of {image} is to be verified by an ostree remote "
+            f"({image.signature.removeprefix(OSTREE_REMOTE)}), which needs ostree",
+            hint=f"bootc switch --enforce-container-sigpolicy --transport {image.transport} "
+            f"{image.image}",
+        )
+    if image.signature == CONTAINER_POLICY:
+        need_enforcing_policy(image)
+
+
+def proxy_options() -> ProxyOptions:
+    """Our name, where skopeo can pass it on, and ostree's credentials, where there are any."""
+    authfile = next((path for path in AUTH_FILES if os.path.exists(path)), None)
+    agent = f"bootc/{__version__}" if skopeo_version() >= _USER_AGENT_SINCE else None
+    return ProxyOptions(authfile=authfile, user_agent=agent)
+
+
+def skopeo_version() -> tuple[int, int]:
+    """Major and minor version; (0, 0) when skopeo doesn't tell."""
+    program = process.need_program("skopeo", hint="install skopeo, or use an oci: layout")
+    said = process.run([program, "--version"], timeout=60, check=False).stdout
+    found = re.search(r"(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Stage an image: everything that the next shutdown needs to boot it, written in a safe order.
+
+1. pull: layers, config, manifest, tag; the composefs image, whose digest is the deployment's id;
+2. compare: the same id again, or a conflict in /etc, ends it here, and nothing was staged;
+3. what was staged before is forgotten, and leftovers of an interrupted staging are removed;
+4. the unit that finalizes at shutdown is started;
+5. kernel and initrd on the ESP (or a deployment's folder that has the very same ones), then the
+   staged menu: the new deployment, then the booted one;
+6. the state folder with the image's /etc and the origin;
+7. `/run/composefs/staged-deployment`.
+
+Whatever ends it before the last step, the machine boots what it booted before. An exception takes
+steps 5 and 6 back; what a crash leaves is removed by the next staging.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from bootc import fs, paths
+from bootc.boot import entries, kargs, menu
+from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+from bootc.composefs.erofs_reader import read_image
+from bootc.composefs.progress import OnProgress
+from bootc.composefs.pull import pull
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage, attach_images, image_key
+from bootc.deploy import image as images
+from bootc.deploy import machine, state
+from bootc.deploy.etc_merge import need_mergeable, plan_merge
+from bootc.deploy.etc_tree import read_live
+from bootc.deploy.kernel import (
+    Kernel,
+    boot_digest,
+    find_kernel,
+    find_shared,
+    list_kernel_folders,
+    write_kernel,
+)
+from bootc.deploy.state import Origin, Staged
+from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
+from bootc.errors import BootcError
+from bootc.linux import libc
+from bootc.log import step
+from bootc.oci.layout import ImageSource
+from bootc.oci.model import this_platform
+from bootc.oci.reference import ImageReference
+from bootc.spec import BootType
+from bootc.tree import Directory
+
+OnStage = Callable[[str], None]
+"""Told the name of each stage when it begins: `STAGES`."""
+
+PULLING, IMPORTING, MERGING, DEPLOYING, CLEANUP = STAGES = (
+    "pulling",
+    "importing",
+    "merging",
+    "deploying",
+    "cleanup",
+)
+
+
+class SameImageError(BootcError):
+    """The image is that of a deployment that is there already."""
+
+    def __init__(self, existing: Deployment, role: str) -> None:
+        super().__init__(
+            f"Target image has the same fs-verity digest as the existing {role} deployment"
+        )
+        self.existing = existing
+        self.role = role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedImage:
+    """What is staged now; `layers` tells, for people, what of the image is new."""
+
+    id: str
+    image: ImageReference
+    digest: str
+    version: str | None
+    locked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _New:
+    """The deployment that is being made."""
+
+    id: str
+    tree: Directory
+    etc: Directory
+    kernel: Kernel
+    pulled: PulledImage
+
+
+def check_image(facts: images.ImageFacts) -> None:
+    """Refuse an image that this machine cannot run."""
+    _, native = this_platform()
+    if facts.architecture != native:
+        raise BootcError(
+            f"{facts.reference} is for {facts.architecture}, this machine is {native}",
+            hint=f"use an image for {native}",
+        )
+
+
+def role_of(sysroot: Sysroot, deployment: Deployment, staged: Staged | None) -> str:
+    """What a deployment is: booted, staged, rollback or other."""
+    if deployment.id == sysroot.booted:
+        return "booted"
+    if staged is not None and deployment.id == staged.deployment:
+        return "staged"
+    rest = [one.id for one in read_deployments(sysroot) if not one.staged]
+    others = [one for one in rest if one != sysroot.booted]
+    return "rollback" if others[:1] == [deployment.id] else "other"
+
+
+def live_deployments(sysroot: Sysroot) -> list[Deployment]:
+    """Those that exist: of the staged ones only the one that the mark in /run names."""
+    mark = state.read_staged(sysroot.staged_file)
+    return [
+        one
+        for one in read_deployments(sysroot)
+        if not one.staged or (mark is not None and one.id == mark.deployment)
+    ]
+
+
+def stage(
+    sysroot: Sysroot,
+    source: ImageSource,
+    target: ImageReference,
+    *,
+    locked: bool = False,
+    on_stage: OnStage = lambda name: None,
+    on_progress: OnProgress | None = None,
+) -> StagedImage:
+    """Stage the image that `source` offers; updates of it will come from `target`.
+
+    `locked` keeps it from being finalized at shutdown. Raises `SameImageError` if a deployment has
+    the same id, and `BootcError`; then what was staged before is staged still.
+    """
+    check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
+    sysroot.need_esp()
+    booted = find_booted(sysroot)
+    with Repository.open(sysroot.repository, upgrade=True, insecure=booted.insecure) as repo:
+        repo.need_writable()
+        new = _store(repo, source, target, on_stage, on_progress)
+        mark = state.read_staged(sysroot.staged_file)
+        for one in live_deployments(sysroot):
+            if one.id == new.id:
+                raise SameImageError(one, role_of(sysroot, one, mark))
+        on_stage(MERGING)
+        with step("compare /etc"):
+            need_mergeable(
+                plan_merge(
+                    pristine_etc(repo, sysroot.need_booted()),
+                    read_live(f"{sysroot.current}/etc", algorithm=repo.algorithm),
+                    new.etc,
+                )
+            )
+        on_stage(DEPLOYING)
+        machine.arm_finalize(sysroot)
+        forget_staged(sysroot)
+        remove_leftovers(sysroot, new.id)
+        with step("write the new deployment"), _undone_on_failure(sysroot, new.id):
+            _deploy(sysroot, repo, booted, new, target)
+            mark = Staged(deployment=new.id, locked=locked)
+            state.write_staged(mark, sysroot.staged_file)
+    if not locked:
+        machine.mark_reboot_required(sysroot, new.pulled.manifest_digest)
+    return StagedImage(
+        id=new.id,
+        image=target,
+        digest=new.pulled.manifest_digest,
+        version=images.image_version(source.manifest, source.config, str(target)),
+        locked=locked,
+    )
+
+
+def find_booted(sysroot: Sysroot) -> Deployment:
+    """The booted deployment, which must have a boot entry: that is kept as the way back."""
+    booted = sysroot.need_booted()
+    for one in read_deployments(sysroot):
+        if one.id == booted and one.entry is not None and not one.staged:
+            return one
+    raise BootcError(
+        f"the booted deployment {booted[:16]}… has no entry in the boot menu",
+        hint=f"its file in {paths.ENTRIES} of the ESP is missing or damaged: write it again from "
+        "/proc/cmdline",
+    )
+
+
+def _store(
+    repo: Repository,
+    source: ImageSource,
+    target: ImageReference,
+    on_stage: OnStage,
+    on_progress: OnProgress | None,
+) -> _New:
+    on_stage(PULLING)
+    tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
+    with step(f"pull {target}"):
+        pulled = pull(repo, source, reference=target.imgref, tag=tag, on_progress=on_progress)
+    on_stage(IMPORTING)
+    with step("write the composefs image"):
+        tree = assemble(repo, pulled)
+        kernel = find_kernel(tree)
+        transform_for_boot(tree, repo)
+        etc = tree.find_directory("etc")
+        if etc is None:
+            raise BootcError("the image has no /etc")
+        committed = commit_image(repo, tree)
+        key = image_key(boot=True, erofs_version=repo.erofs_version)
+        attach_images(repo, pulled, {key: bytes.fromhex(committed.id)})
+        repo.sync()
+    return _New(id=committed.id, tree=tree, etc=etc, kernel=kernel, pulled=pulled)
+
+
+def pristine_etc(repo: Repository, deployment: str) -> Directory:
+    """/etc as the image of a deployment has it; read from the image, not from a mount."""
+    etc = read_image(repo.read_image(deployment), deployment[:16]).find_directory("etc")
+    if etc is None:
+        raise BootcError(f"the image {deployment[:16]}… has no /etc")
+    return etc
+
+
+def _deploy(
+    sysroot: Sysroot, repo: Repository, booted: Deployment, new: _New, target: ImageReference
+) -> None:
+    """Kernel, staged menu, state and origin; all of it is on the disk afterwards."""
+    assert booted.entry is not None
+    esp = sysroot.need_esp()
+    digest, folder = _place_kernel(sysroot, repo, new)
+    arguments = kernel_arguments(
+        booted,
+        new.id,
+        images.read_live_kargs_d(sysroot.current, kargs.architecture()),
+        images.read_kargs_d(repo, new.tree, kargs.architecture()),
+    )
+    release = images.read_os_release(repo, new.tree)
+    entry = entries.make_entry(release, new.id, arguments, kernel_folder=folder)
+    menu.write_staged(esp, [entry, booted.entry])
+    where = state.make_skeleton(sysroot.root, new.id)
+    images.write_tree(repo, new.etc, f"{where}/etc")
+    if os.path.exists(f"{where}/etc/.updated"):
+        os.unlink(f"{where}/etc/.updated")
+    origin = Origin(
+        image=target,
+        boot_type=BootType.BLS,
+        boot_digest=digest,
+        manifest_digest=new.pulled.manifest_digest,
+    )
+    state.write_origin(sysroot.root, new.id, origin)
+    sync_all(sysroot)
+
+
+def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> tuple[str, str]:
+    """(boot digest, folder of `EFI/Linux`): one that has the same files, else a new one."""
+    esp = sysroot.need_esp()
+    digest = boot_digest(repo, new.kernel)
+    same = [
+        one.kernel_folder
+        for one in live_deployments(sysroot)
+        if one.origin is not None and one.origin.boot_digest == digest
+    ]
+    shared = find_shared(esp, [name for name in same if name is not None], digest)
+    if shared is not None:
+        return digest, shared
+    write_kernel(repo, new.kernel, esp, new.id)
+    return digest, os.path.basename(entries.kernel_dir(new.id))
+
+
+def kernel_arguments(
+    booted: Deployment, deployment: str, old_kargs: list[str], new_kargs: list[str]
+) -> list[str]:
+    """The booted entry's arguments with the new deployment in the old one's place, and with what
+    changed between the kargs.d of the two images."""
+    assert booted.entry is not None
+    composefs = str(kargs.ComposefsArg(digest=deployment, insecure=booted.insecure))
+    kept: list[str] = []
+    for arg in booted.entry.arguments:
+        if arg.partition("=")[0] not in ("composefs", "composefs.digest"):
+            kept.append(arg)
+        elif composefs not in kept:
+            kept.append(composefs)
+    return kargs.diff(old_kargs, new_kargs).apply(kept)
+
+
+def forget_staged(sysroot: Sysroot) -> bool:
+    """Nothing is staged any more; whether something was. Its files are leftovers from now on."""
+    found = state.clear_staged(sysroot.staged_file)
+    machine.clear_reboot_required(sysroot)
+    if sysroot.esp is not None:
+        menu.discard_staged(sysroot.esp)
+    return found
+
+
+def remove_leftovers(sysroot: Sysroot, deployment: str) -> None:
+    """Remove what an interrupted staging of `deployment` left; nothing may be staged.
+
+    That is a part of a staged menu, its state folder, and kernels that no entry starts.
+    """
+    menu.discard_staged(sysroot.need_esp())
+    found = read_deployments(sysroot)
+    if deployment not in {one.id for one in found}:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(f"{sysroot.root}/{paths.state_dir(deployment)}")
+    remove_kernels(sysroot)
+
+
+def remove_kernels(sysroot: Sysroot) -> None:
+    """Remove the kernel folders that no entry of either menu mentions.
+
+    A damaged entry may still boot, so its text counts as much as that of a sound one.
+    """
+    esp = sysroot.need_esp()
+    booted = next((one for one in read_deployments(sysroot) if one.id == sysroot.booted), None)
+    if booted is not None and booted.entry is None:
+        # Nobody can say which kernel is the booted one's.
+        return
+    texts = menu.read_texts(esp)
+    for name in list_kernel_folders(esp):
+        path = f"{esp}/{paths.ESP_KERNELS}/{name}"
+        if os.path.isdir(path) and not any(name in text for text in texts):
+            shutil.rmtree(path)
+
+
+@contextmanager
+def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
+    """Take back what was written when the block fails, or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        state.clear_staged(sysroot.staged_file)
+        # The reason of the failure is what has to be told; the next staging tidies up the rest.
+        with suppress(OSError, BootcError):
+            remove_leftovers(sysroot, deployment)
+        raise
+
+
+def sync_all(sysroot: Sysroot) -> None:
+    """Bring the physical root and the ESP to their disks."""
+    for path in (sysroot.root, sysroot.need_esp()):
+        with fs.open_directory(path) as fd:
+            libc.syncfs(fd)

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""`upgrade` and `switch`: decide from facts what is to be done, then do it.
+
+`decide_upgrade` and `decide_switch` are pure: from what is booted, staged and offered to a frozen
+`Plan`. What is offered is compared by manifest digest; that an image with another manifest is the
+same system is seen only when its composefs image is made, by its id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from bootc.composefs.progress import OnProgress
+from bootc.deploy import image as images
+from bootc.deploy import machine, messages, state
+from bootc.deploy.source import open_image
+from bootc.deploy.stage import (
+    CLEANUP,
+    OnStage,
+    SameImageError,
+    StagedImage,
+    check_image,
+    live_deployments,
+    role_of,
+    stage,
+)
+from bootc.deploy.state import Origin, Staged
+from bootc.deploy.sysroot import Sysroot, read_origin
+from bootc.errors import BootcError
+from bootc.oci.layout import ImageSource
+from bootc.oci.reference import ImageReference, Transport
+
+_log = logging.getLogger(__name__)
+
+NO_UPDATE = "No update available."
+KEPT = "Staged update present, not changed."
+UNCHANGED = "Image specification is unchanged."
+
+OpenImage = Callable[[ImageReference], AbstractContextManager[ImageSource]]
+
+
+class Action(StrEnum):
+    """What is done to the machine."""
+
+    NOTHING = "nothing"
+    STAGE = "stage"
+    LOCK = "lock"
+    UNLOCK = "unlock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeOptions:
+    check: bool = False
+    download_only: bool = False
+    from_downloaded: bool = False
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """An image that is deployed: its reference and its manifest digest (None: nobody knows)."""
+
+    image: ImageReference
+    digest: str | None
+    locked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """`current` is what the machine follows: the staged image, if there is one, else the booted."""
+
+    booted: Known | None
+    staged: Known | None
+
+    @property
+    def current(self) -> ImageReference | None:
+        known = self.staged or self.booted
+        return known.image if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What the source has."""
+
+    image: ImageReference
+    digest: str
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`lines` are said to the user. `locked` is for STAGE: wait for `--from-downloaded`."""
+
+    action: Action
+    lines: tuple[str, ...] = ()
+    locked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`ready`: something waits for a reboot now, and may be finalized."""
+
+    lines: tuple[str, ...]
+    changed: bool
+    ready: bool
+    staged: StagedImage | None = None
+
+
+def read_facts(sysroot: Sysroot) -> Facts:
+    """What is booted and what is staged, by their origins."""
+    booted = read_origin(sysroot, sysroot.need_booted())
+    mark = state.read_staged(sysroot.staged_file)
+    staged = None
+    if mark is not None:
+        origin = read_origin(sysroot, mark.deployment)
+        if origin is not None:
+            staged = _known(origin, locked=mark.locked)
+    return Facts(booted=_known(booted) if booted else None, staged=staged)
+
+
+def _known(origin: Origin, *, locked: bool = False) -> Known:
+    return Known(image=origin.image, digest=origin.manifest_digest, locked=locked)
+
+
+def upgrade_target(facts: Facts, tag: str | None) -> ImageReference:
+    """The image that an upgrade looks at. Raises `BootcError` when nobody knows."""
+    if facts.current is None:
+        raise BootcError(
+            "no image reference is known for this system: its origin file is missing or damaged",
+            hint="say where updates come from: bootc switch IMAGE",
+        )
+    return facts.current if tag is None else with_tag(facts.current, tag)
+
+
+def with_tag(image: ImageReference, tag: str) -> ImageReference:
+    """The same image by another tag, without a digest; of a path, what is after the last colon."""
+    name = image.image.partition("@")[0]
+    if image.transport in (Transport.REGISTRY, Transport.CONTAINERS_STORAGE):
+        folder, slash, last = name.rpartition("/")
+        base = f"{folder}{slash}{last.partition(':')[0]}"
+    else:
+        path, colon, rest = name.rpartition(":")
+        base = path if colon and "/" not in rest else name
+    if not tag or set(tag) & set("/:@"):
+        raise BootcError(f"{tag!r} is not a tag", hint="give the part after the colon, like 1.2")
+    return replace(image, image=f"{base}:{tag}")
+
+
+def decide_from_downloaded(facts: Facts) -> Plan:
+    """`upgrade --from-downloaded`: no image is looked at."""
+    if facts.staged is None:
+        raise BootcError(
+            "No staged deployment found", hint="bootc upgrade --download-only stages one"
+        )
+    if not facts.staged.locked:
+        line = "Staged deployment is already set to apply on reboot"
+        return Plan(action=Action.NOTHING, lines=(line,))
+    line = "Staged deployment will now be applied on reboot"
+    return Plan(action=Action.UNLOCK, lines=(line,))
+
+
+def decide_upgrade(facts: Facts, offer: Offer, options: UpgradeOptions) -> Plan:
+    """`upgrade`, when it is known what the source has."""
+    booted = facts.booted is not None and facts.booted.digest == offer.digest
+    if options.check:
+        if booted:
+            return Plan(action=Action.NOTHING, lines=(f"No changes in: {offer.image.imgref}",))
+        return Plan(action=Action.NOTHING, lines=_available(offer))
+    if facts.staged is not None and facts.staged.digest == offer.digest:
+        if facts.staged.locked and not options.download_only:
+            line = "Staged deployment will now be applied on reboot"
+            return Plan(action=Action.UNLOCK, lines=(line,))
+        if options.download_only and not facts.staged.locked:
+            line = "Staged deployment will not be applied on reboot"
+            return Plan(action=Action.LOCK, lines=(line,))
+        return Plan(action=Action.NOTHING, lines=(KEPT,))
+    if booted:
+        return Plan(action=Action.NOTHING, lines=(NO_UPDATE,))
+    return Plan(action=Action.STAGE, locked=options.download_only)
+
+
+def _available(offer: Offer) -> tuple[str, ...]:
+    lines = [f"Update available for: {offer.image.imgref}"]
+    if offer.version is not None:
+        lines.append(f"  Version: {offer.version}")
+    return (*lines, f"  Digest: {offer.digest}")
+
+
+def decide_switch(facts: Facts, target: ImageReference) -> Plan:
+    """`switch`, before anything is fetched."""
+    if facts.current == target:
+        return Plan(action=Action.NOTHING, lines=(UNCHANGED,))
+    return Plan(action=Action.STAGE)
+
+
+def upgrade(
+    sysroot: Sysroot,
+    options: UpgradeOptions,
+    *,
+    open_image: OpenImage = open_image,
+    on_stage: OnStage = lambda name: None,
+    on_progress: OnProgress | None = None,
+) -> Outcome:
+    """Follow the image that this machine follows. With `check`, nothing is changed."""
+    facts = read_facts(sysroot)
+    if options.from_downloaded:
+        return _relock(sysroot, facts, decide_from_downloaded(facts))
+    target = upgrade_target(facts, options.tag)
+    with open_image(target) as source:
+        offer = _read_offer(target, source)
+        plan = decide_upgrade(facts, offer, options)
+        if plan.action is not Action.STAGE:
+            if options.check:
+                return Outcome(lines=plan.lines, changed=False, ready=False)
+            same = facts.staged is not None and facts.staged.digest == offer.digest
+            return _relock(sysroot, facts if same else replace(facts, staged=None), plan)
+        try:
+            made = stage(
+                sysroot,
+                source,
+                target,
+                locked=plan.locked,
+                on_stage=on_stage,
+                on_progress=on_progress,
+            )
+        except SameImageError as error:
+            return _same_upgrade(target, error)
+    return _finish(sysroot, made, messages.STAGE, on_stage)
+
+
+def switch(
+    sysroot: Sysroot,
+    target: ImageReference,
+    *,
+    open_image: OpenImage = open_image,
+    on_stage: OnStage = lambda name: None,
+    on_progress: OnProgress | None = None,
+) -> Outcome:
+    """Follow another image. Raises `SameImageError` if one is deployed that is the same."""
+    facts = read_facts(sysroot)
+    plan = decide_switch(facts, target)
+    if plan.action is Action.NOTHING:
+        return Outcome(lines=plan.lines, changed=False, ready=_is_ready(facts))
+    with open_image(target) as source:
+        try:
+            _refuse_same_manifest(sysroot, source)
+            made = stage(sysroot, source, target, on_stage=on_stage, on_progress=on_progress)
+        except SameImageError as error:
+            raise BootcError(error.message, hint=_instead(error.role, target)) from None
+    return _finish(sysroot, made, messages.SWITCH, on_stage)
+
+
+def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
+    """Only say where updates of the booted deployment come from; nothing is fetched."""
+    booted = sysroot.need_booted()
+    origin = read_origin(sysroot, booted)
+    if origin is None:
+        raise BootcError(
+            f"the origin of the booted deployment {booted[:16]}… is missing or damaged",
+            hint="bootc switch IMAGE, without --mutate-in-place, makes a new deployment",
+        )
+    if origin.image == target:
+        return Outcome(lines=(UNCHANGED,), changed=False, ready=False)
+    state.write_origin(sysroot.root, booted, replace(origin, image=target))
+    return Outcome(lines=(f"Updates will come from: {target.imgref}",), changed=True, ready=False)
+
+
+def _read_offer(target: ImageReference, source: ImageSource) -> Offer:
+    check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
+    return Offer(
+        image=target,
+        digest=source.manifest_digest,
+        version=images.image_version(source.manifest, source.config, str(target)),
+    )
+
+
+def _relock(sysroot: Sysroot, facts: Facts, plan: Plan) -> Outcome:
+    """Carry out a plan that stages nothing."""
+    mark = state.read_staged(sysroot.staged_file)
+    if plan.action in (Action.LOCK, Action.UNLOCK):
+        assert mark is not None
+        locked = plan.action is Action.LOCK
+        machine.arm_finalize(sysroot)
+        state.write_staged(Staged(deployment=mark.deployment, locked=locked), sysroot.staged_file)
+        if locked:
+            machine.clear_reboot_required(sysroot)
+        elif facts.staged is not None and facts.staged.digest is not None:
+            machine.mark_reboot_required(sysroot, facts.staged.digest)
+        return Outcome(lines=plan.lines, changed=True, ready=not locked)
+    return Outcome(lines=plan.lines, changed=False, ready=_is_ready(facts))
+
+
+def _is_ready(facts: Facts) -> bool:
+    return facts.staged is not None and not facts.staged.locked
+
+
+def _same_upgrade(target: ImageReference, error: SameImageError) -> Outcome:
+    lines = [f"No changes in: {target.imgref}"]
+    if error.role == "rollback":
+        lines.append("  It is the image of the rollback deployment: `bootc rollback` boots it")
+    return Outcome(lines=tuple(lines), changed=False, ready=False)
+
+
+def _refuse_same_manifest(sysroot: Sysroot, source: ImageSource) -> None:
+    """The same manifest is the same image; that is known before it is pulled."""
+    mark = state.read_staged(sysroot.staged_file)
+    for one in live_deployments(sysroot):
+        if one.origin is not None and one.origin.manifest_digest == source.manifest_digest:
+            raise SameImageError(one, role_of(sysroot, one, mark))
+
+
+def _instead(role: str, target: ImageReference) -> str:
+    transport = "" if target.transport is Transport.REGISTRY else f"--transport {target.transport} "
+    match role:
+        case "booted":
+            return (
+                f"to take updates from there: bootc switch --mutate-in-place "
+                f"{transport}{target.image}"
+            )
+        case "staged":
+            return "reboot to boot it, or drop it first: bootc rollback"
+        case "rollback":
+            return "bootc rollback boots it"
+        case _:
+            return "bootc status --verbose shows it; bootc delete-deployment ID removes it"
+
+
+def _finish(sysroot: Sysroot, made: StagedImage, message: str, on_stage: OnStage) -> Outcome:
+    on_stage(CLEANUP)
+    _log.info("Staged %s", made.digest, extra={"MESSAGE_ID": message})
+    lines = [f"Queued for next boot: {made.image.imgref}"]
+    if made.locked:
+        lines = [f"Downloaded, not to be applied on reboot: {made.image.imgref}"]
+    if made.version is not None:
+        lines.append(f"  Version: {made.version}")
+    lines.append(f"  Digest: {made.digest}")
+    return Outcome(lines=tuple(lines), changed=True, ready=not made.locked, staged=made)
