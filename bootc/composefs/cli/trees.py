@@ -3,8 +3,13 @@
 
 A directory is taken for the root of an operating system (its root gets the metadata of /usr, /run
 is emptied, extended attributes are filtered) unless `--no-propagate-usr-to-root` says that it is to
-be taken as it is. Only `create-image` stores anything. The others need no repository: the algorithm
-is `--hash`, the version `--erofs-version`, else the repository's if there is one, else SHA-512, 1.
+be taken as it is.
+
+`create-image` makes an image in each format of the repository; the first one gets the name and is
+printed. The other commands store nothing and need no repository. What they print mustn't depend on
+the machine that they run on, which may be another than the one to be booted. So of a repository,
+if there is one, they take the algorithm only; the version is 1 and verity is demanded, unless the
+options say otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +18,12 @@ import argparse
 import os
 from dataclasses import dataclass
 
-from bootc.composefs.assemble import XattrMode, transform_for_boot, transform_for_oci
+from bootc.composefs.assemble import (
+    XattrMode,
+    commit_image,
+    transform_for_boot,
+    transform_for_oci,
+)
 from bootc.composefs.cli.common import (
     Group,
     add_command,
@@ -66,24 +76,22 @@ class _ScannedContents:
             return file.read()
 
 
-def _format(args: argparse.Namespace, repo: Repository | None) -> Format:
-    """What the options want, else what the repository wants, else the defaults."""
-    algorithm = Algorithm.SHA512 if repo is None else repo.algorithm
-    version = 1 if repo is None else repo.erofs_version
+def _format(args: argparse.Namespace) -> Format:
     return Format(
-        algorithm=Algorithm(args.hash or algorithm),
-        version=FormatVersion(version if args.erofs_version is None else args.erofs_version),
-        insecure=bool(args.insecure) if repo is None else not repo.secure,
+        algorithm=_algorithm(args),
+        version=FormatVersion(1 if args.erofs_version is None else args.erofs_version),
+        insecure=args.insecure,
     )
 
 
-def _compute_format(args: argparse.Namespace) -> Format:
-    """That of a command that stores nothing: a repository is asked if one is named or exists."""
+def _algorithm(args: argparse.Namespace) -> Algorithm:
+    if args.hash:
+        return Algorithm(args.hash)
     named = args.repo is not None or args.user or args.system
-    if args.no_repo or args.hash or not (named or os.path.exists(repository_path(args))):
-        return _format(args, None)
+    if args.no_repo or not (named or os.path.exists(repository_path(args))):
+        return Algorithm.SHA512
     with open_repository(args) as repo:
-        return _format(args, repo)
+        return repo.algorithm
 
 
 def _scan(args: argparse.Namespace, algorithm: Algorithm, repo: Repository | None) -> Directory:
@@ -105,19 +113,22 @@ def _create_image(args: argparse.Namespace) -> None:
             hint="leave --no-repo out, or use compute-id",
         )
     with open_repository(args) as repo:
-        form = _format(args, repo)
-        root = _scan(args, form.algorithm, repo)
-        digest = repo.write_image(form.encode(root), args.name)
-    print(f"{form.algorithm.value}:{digest.hex()}")
+        root = _scan(args, repo.algorithm, repo)
+        names = [args.name, *[None] * (len(repo.erofs_versions) - 1)]
+        made = [
+            commit_image(repo, root, name=name, version=version)
+            for name, version in zip(names, repo.erofs_versions, strict=True)
+        ]
+    print(f"{repo.algorithm.value}:{made[0].id}")
 
 
 def _compute_id(args: argparse.Namespace) -> None:
-    form = _compute_format(args)
+    form = _format(args)
     print(digest_bytes(form.encode(_scan(args, form.algorithm, None)), form.algorithm).hex())
 
 
 def _compute_karg(args: argparse.Namespace) -> None:
-    form = _compute_format(args)
+    form = _format(args)
     digest = digest_bytes(form.encode(_scan(args, form.algorithm, None)), form.algorithm)
     print(
         format_karg(digest, algorithm=form.algorithm, version=form.version, insecure=form.insecure)
@@ -125,7 +136,7 @@ def _compute_karg(args: argparse.Namespace) -> None:
 
 
 def _create_dumpfile(args: argparse.Namespace) -> None:
-    form = _compute_format(args)
+    form = _format(args)
     for line in dump_lines(_scan(args, form.algorithm, None)):
         print(line)
 
