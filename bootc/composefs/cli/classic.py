@@ -57,10 +57,14 @@ def run(
     except UsageError as error:
         print(f"{program}: {error}\n{usage}", end="", file=sys.stderr)
         return 1
-    except (BootcError, OSError) as error:
+    except BootcError as error:
         print(f"{program}: {chain_text(error)}", file=sys.stderr)
-        if isinstance(error, BootcError) and error.hint:
+        if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
