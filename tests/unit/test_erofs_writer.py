@@ -106,16 +106,39 @@ def test_erofs_golden_dumps(name: str, version: FormatVersion, expected: str) ->
     assert format_dump(root) == before, "the writer changed the tree"
 
 
-def test_erofs_time_of_compact_inodes() -> None:
-    # As mkcomposefs 1.0.8 and cfsctl 0.9.4 write them.
-    text = b"/ 0 40755 2 0 0 0 5.7 - - -\n/old 0 100644 1 0 0 0 -5.0 - - -\n"
-    for signed, oldest in ((True, (-5, 0)), (False, (5, 7))):
-        image = write_image(
-            parse_dump(text), algorithm=Algorithm.SHA256, version=V1, signed_times=signed
-        )
+# What cfsctl 0.9.4 and mkcomposefs 1.0.8 don't agree on, and the digests of what each writes.
+OLD = "/ 0 40755 2 0 0 0 5.7 - - -\n/old 0 100644 1 0 0 0 -5.0 - - -\n"
+MARKED = """\
+/ 0 40755 3 0 0 0 5.7 - - -
+/d 0 40755 2 0 0 0 5.0 - - - trusted.overlay.opaque=a user.overlay.opaque=zz user.overlay.whiteouts=
+/d/w 0 20644 1 0 0 0 9.0 - - -
+"""
+DISAGREED = [
+    (OLD, V0, False, "e267f9ab2ff1c0124fd5bd1c2c6cff88e54c97f8d8f33099dbce5a1c5b802fa5"),
+    (OLD, V1, False, "eff0c3fb3cb2074175ba8a0029f619cb848a90147b5fe08656790b838709ea21"),
+    (OLD, V0, True, "8edfebd5f7c75a60d513c505d7e7a47b4d62093bae0c363383a3f1012eb616af"),
+    (OLD, V1, True, "8f08286a9067712b715e7b5925d0df4c0b4e804fd52f71c21da229abc620b66f"),
+    (MARKED, V0, False, "2cd64e61f3e4a6459bce91556a8b532c2a7f8bd8005f3ce99c53762256242342"),
+    (MARKED, V1, False, "60929aae6eab7bb62cc841e2d81ba82eb02c17ef3db5014ae66c000e618035b5"),
+    (MARKED, V0, True, "7450c32bd06e0aecdc6b17037ec28e465e72457b7cfc86760b9a8e5aa683dabc"),
+    (MARKED, V1, True, "06adf26023d8466c373e9c04595cb7fa258d2cee60e78af91c1790199ac043a9"),
+]
+
+
+@pytest.mark.parametrize(("dump", "version", "like_c", "expected"), DISAGREED)
+def test_erofs_two_readings(dump: str, version: FormatVersion, like_c: bool, expected: str) -> None:
+    root = parse_dump(dump.encode())
+    image = write_image(root, algorithm=Algorithm.SHA256, version=version, like_c=like_c)
+    assert digest_bytes(image, Algorithm.SHA256).hex() == expected
+
+
+def test_erofs_oldest_time() -> None:
+    root = parse_dump(OLD.encode())
+    for like_c, oldest in ((True, (-5, 0)), (False, (5, 7))):
+        image = write_image(root, like_c=like_c)
         found = read_superblock(image, "image")
         assert (found.mtime, found.mtime_nsec) == oldest
-        assert format_dump(read_image(image)) == format_dump(parse_dump(text))
+        assert format_dump(read_image(image)) == format_dump(root)
 
 
 def test_erofs_insertion_order_does_not_matter() -> None:
@@ -194,11 +217,13 @@ def test_erofs_object_paths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"), [("access", 1), ("default", 1), ("accessX", 0), ("", 0)], ids=str
+    ("name", "flag", "flag_of_c"),
+    [("access", 1, 1), ("default", 1, 1), ("accessX", 1, 0), ("", 0, 0)],
 )
-def test_erofs_acl_flag(name: str, flag: int) -> None:
+def test_erofs_acl_flag(name: str, flag: int, flag_of_c: int) -> None:
     root = Directory(Stat(xattrs={b"system.posix_acl_" + name.encode(): b"x"}))
     assert write_image(root)[8] == flag
+    assert write_image(root, like_c=True)[8] == flag_of_c
     assert write_image(root, version=V2)[8] == 0
 
 
