@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_ALNUM = string.ascii_letters + string.digits
+_ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 Path = str | os.PathLike[str]
 
 
 def temporary_name(prefix: str) -> str:
     """`prefix` and 12 random letters and digits."""
-    return prefix + "".join(secrets.choice(_ALNUM) for _ in range(12))
+    # `secrets` would cost more than all else that a small command imports from the library.
+    return prefix + "".join([_ALNUM[byte % len(_ALNUM)] for byte in os.urandom(12)])
 
 
 @contextmanager
