@@ -64,15 +64,6 @@ def _files(folder: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def read_texts(esp: str) -> list[str]:
-    """The texts of all entries of both menus, sound or damaged, ours or of other systems."""
-    return [
-        data.decode("utf-8", "replace")
-        for folder in (paths.ENTRIES, paths.ENTRIES_STAGED)
-        for _, data in _files(f"{esp}/{folder}")
-    ]
-
-
 def discard_staged(esp: str) -> bool:
     """Remove the staged menu, or what an interruption left of it; whether there was one."""
     folder = f"{esp}/{paths.ENTRIES_STAGED}"

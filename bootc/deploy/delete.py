@@ -12,7 +12,7 @@ import shutil
 
 from bootc import fs, paths
 from bootc.deploy import messages, state
-from bootc.deploy.stage import forget_staged, live_deployments, remove_kernels, role_of
+from bootc.deploy.stage import clean_up_after, forget_staged, live_deployments, role_of
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
 
@@ -42,7 +42,7 @@ def delete_deployment(sysroot: Sysroot, name: str) -> str:
         folder = f"{sysroot.root}/{paths.state_dir(victim.id)}"
         if os.path.isdir(folder):
             shutil.rmtree(folder)
-    remove_kernels(sysroot)
+    clean_up_after(sysroot)
     _log.info("Deleted %s", victim.id, extra={"MESSAGE_ID": messages.DELETE})
     return f"Deleted the {role} deployment {victim.id}"
 

@@ -22,7 +22,7 @@ from bootc.composefs.repository import Repository
 from bootc.deploy import machine, messages, state
 from bootc.deploy.etc_merge import apply_merge, plan_merge
 from bootc.deploy.etc_tree import read_live
-from bootc.deploy.stage import pristine_etc, remove_kernels, sync_all
+from bootc.deploy.stage import clean_up_after, pristine_etc, sync_all
 from bootc.deploy.sysroot import Sysroot, read_menu
 from bootc.errors import BootcError
 from bootc.log import step
@@ -58,7 +58,7 @@ def finalize_staged(sysroot: Sysroot) -> Finalized | None:
     menu.discard_staged(esp)
     state.clear_staged(sysroot.staged_file)
     machine.clear_reboot_required(sysroot)
-    remove_kernels(sysroot)
+    clean_up_after(sysroot, prune=False)
     _log.info("Finalized %s", new, extra={"MESSAGE_ID": messages.FINALIZE})
     return Finalized(id=new)
 

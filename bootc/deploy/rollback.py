@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bootc.boot import menu
 from bootc.deploy import messages
-from bootc.deploy.stage import find_booted, forget_staged
+from bootc.deploy.stage import clean_up_after, find_booted, forget_staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
 
@@ -73,6 +73,8 @@ def rollback(sysroot: Sysroot) -> RollbackPlan:
     forget_staged(sysroot)
     menu.write_staged(esp, [one.entry for one in plan.order if one.entry is not None])
     menu.exchange(esp)
+    if plan.drops_staged:
+        clean_up_after(sysroot)
     _log.info("Next boot: %s", plan.order[0].id, extra={"MESSAGE_ID": messages.ROLLBACK})
     return plan
 

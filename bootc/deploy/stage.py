@@ -16,9 +16,10 @@ steps 5 and 6 back; what a crash leaves is removed by the next staging.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -26,12 +27,12 @@ from bootc import fs, paths
 from bootc.boot import entries, kargs, menu
 from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.erofs_reader import read_image
-from bootc.composefs.progress import OnProgress
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, attach_images, image_key
 from bootc.deploy import image as images
 from bootc.deploy import machine, state
+from bootc.deploy.cleanup import clean_up
 from bootc.deploy.etc_merge import need_mergeable, plan_merge
 from bootc.deploy.etc_tree import read_live
 from bootc.deploy.kernel import (
@@ -39,12 +40,12 @@ from bootc.deploy.kernel import (
     boot_digest,
     find_kernel,
     find_shared,
-    list_kernel_folders,
     write_kernel,
 )
+from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
-from bootc.errors import BootcError
+from bootc.errors import BootcError, chain_text
 from bootc.linux import libc
 from bootc.log import step
 from bootc.oci.layout import ImageSource
@@ -53,16 +54,7 @@ from bootc.oci.reference import ImageReference
 from bootc.spec import BootType
 from bootc.tree import Directory
 
-OnStage = Callable[[str], None]
-"""Told the name of each stage when it begins: `STAGES`."""
-
-PULLING, IMPORTING, MERGING, DEPLOYING, CLEANUP = STAGES = (
-    "pulling",
-    "importing",
-    "merging",
-    "deploying",
-    "cleanup",
-)
+_log = logging.getLogger(__name__)
 
 
 class SameImageError(BootcError):
@@ -135,8 +127,7 @@ def stage(
     target: ImageReference,
     *,
     locked: bool = False,
-    on_stage: OnStage = lambda name: None,
-    on_progress: OnProgress | None = None,
+    observer: Observer | None = None,
 ) -> StagedImage:
     """Stage the image that `source` offers; updates of it will come from `target`.
 
@@ -146,14 +137,16 @@ def stage(
     check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
     sysroot.need_esp()
     booted = find_booted(sysroot)
+    tell = observer or Observer()
+    tell.begin(source)
     with Repository.open(sysroot.repository, upgrade=True, insecure=booted.insecure) as repo:
         repo.need_writable()
-        new = _store(repo, source, target, on_stage, on_progress)
+        new = _store(repo, source, target, tell)
         mark = state.read_staged(sysroot.staged_file)
         for one in live_deployments(sysroot):
             if one.id == new.id:
                 raise SameImageError(one, role_of(sysroot, one, mark))
-        on_stage(MERGING)
+        tell.stage(Stage.MERGING)
         with step("compare /etc"):
             need_mergeable(
                 plan_merge(
@@ -162,7 +155,7 @@ def stage(
                     new.etc,
                 )
             )
-        on_stage(DEPLOYING)
+        tell.stage(Stage.DEPLOYING)
         machine.arm_finalize(sysroot)
         forget_staged(sysroot)
         remove_leftovers(sysroot, new.id)
@@ -198,14 +191,13 @@ def _store(
     repo: Repository,
     source: ImageSource,
     target: ImageReference,
-    on_stage: OnStage,
-    on_progress: OnProgress | None,
+    tell: Observer,
 ) -> _New:
-    on_stage(PULLING)
+    tell.stage(Stage.PULLING)
     tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
     with step(f"pull {target}"):
-        pulled = pull(repo, source, reference=target.imgref, tag=tag, on_progress=on_progress)
-    on_stage(IMPORTING)
+        pulled = pull(repo, source, reference=target.imgref, tag=tag, on_progress=tell.report)
+    tell.stage(Stage.IMPORTING)
     with step("write the composefs image"):
         tree = assemble(repo, pulled)
         kernel = find_kernel(tree)
@@ -309,24 +301,15 @@ def remove_leftovers(sysroot: Sysroot, deployment: str) -> None:
     if deployment not in {one.id for one in found}:
         with suppress(FileNotFoundError):
             shutil.rmtree(f"{sysroot.root}/{paths.state_dir(deployment)}")
-    remove_kernels(sysroot)
+    clean_up(sysroot, prune=False)
 
 
-def remove_kernels(sysroot: Sysroot) -> None:
-    """Remove the kernel folders that no entry of either menu mentions.
-
-    A damaged entry may still boot, so its text counts as much as that of a sound one.
-    """
-    esp = sysroot.need_esp()
-    booted = next((one for one in read_deployments(sysroot) if one.id == sysroot.booted), None)
-    if booted is not None and booted.entry is None:
-        # Nobody can say which kernel is the booted one's.
-        return
-    texts = menu.read_texts(esp)
-    for name in list_kernel_folders(esp):
-        path = f"{esp}/{paths.ESP_KERNELS}/{name}"
-        if os.path.isdir(path) and not any(name in text for text in texts):
-            shutil.rmtree(path)
+def clean_up_after(sysroot: Sysroot, *, prune: bool = True) -> None:
+    """Remove what nothing needs any more. What was to be done is done: a failure is a warning."""
+    try:
+        clean_up(sysroot, prune=prune)
+    except (BootcError, OSError) as error:
+        _log.warning("old images were not removed: %s", chain_text(error))
 
 
 @contextmanager

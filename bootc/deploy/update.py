@@ -14,16 +14,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bootc.composefs.progress import OnProgress
 from bootc.deploy import image as images
 from bootc.deploy import machine, messages, state
+from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.source import open_image
 from bootc.deploy.stage import (
-    CLEANUP,
-    OnStage,
     SameImageError,
     StagedImage,
     check_image,
+    clean_up_after,
     live_deployments,
     role_of,
     stage,
@@ -202,8 +201,7 @@ def upgrade(
     options: UpgradeOptions,
     *,
     open_image: OpenImage = open_image,
-    on_stage: OnStage = lambda name: None,
-    on_progress: OnProgress | None = None,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Follow the image that this machine follows. With `check`, nothing is changed."""
     facts = read_facts(sysroot)
@@ -224,12 +222,11 @@ def upgrade(
                 source,
                 target,
                 locked=plan.locked,
-                on_stage=on_stage,
-                on_progress=on_progress,
+                observer=observer,
             )
         except SameImageError as error:
             return _same_upgrade(target, error)
-    return _finish(sysroot, made, messages.STAGE, on_stage)
+    return _finish(sysroot, made, messages.STAGE, observer)
 
 
 def switch(
@@ -237,8 +234,7 @@ def switch(
     target: ImageReference,
     *,
     open_image: OpenImage = open_image,
-    on_stage: OnStage = lambda name: None,
-    on_progress: OnProgress | None = None,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Follow another image. Raises `SameImageError` if one is deployed that is the same."""
     facts = read_facts(sysroot)
@@ -248,10 +244,10 @@ def switch(
     with open_image(target) as source:
         try:
             _refuse_same_manifest(sysroot, source)
-            made = stage(sysroot, source, target, on_stage=on_stage, on_progress=on_progress)
+            made = stage(sysroot, source, target, observer=observer)
         except SameImageError as error:
             raise BootcError(error.message, hint=_instead(error.role, target)) from None
-    return _finish(sysroot, made, messages.SWITCH, on_stage)
+    return _finish(sysroot, made, messages.SWITCH, observer)
 
 
 def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
@@ -329,8 +325,13 @@ def _instead(role: str, target: ImageReference) -> str:
             return "bootc status --verbose shows it; bootc delete-deployment ID removes it"
 
 
-def _finish(sysroot: Sysroot, made: StagedImage, message: str, on_stage: OnStage) -> Outcome:
-    on_stage(CLEANUP)
+def _finish(
+    sysroot: Sysroot, made: StagedImage, message: str, observer: Observer | None
+) -> Outcome:
+    tell = observer or Observer()
+    tell.stage(Stage.CLEANUP)
+    clean_up_after(sysroot)
+    tell.end()
     _log.info("Staged %s", made.digest, extra={"MESSAGE_ID": message})
     lines = [f"Queued for next boot: {made.image.imgref}"]
     if made.locked:
