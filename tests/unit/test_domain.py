@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from bootc.errors import BootcError
 from vmtests.domain import (
+    QEMU,
     Accel,
     DirectKernel,
     Disk,
@@ -56,6 +58,13 @@ SPECS = {
     "direct-tcg": DIRECT,
     "direct-old-qemu": replace(DIRECT, cx16=False, disks=(), authorized_key=None),
     "uefi-secure-kvm": UEFI,
+    "write-log": replace(
+        UEFI,
+        disks=(
+            replace(UEFI.disks[0], write_log=Path("/state/writes.log")),
+            replace(UEFI.disks[1], write_log=Path('/state/more "writes".log'), serial=None),
+        ),
+    ),
 }
 
 
@@ -66,6 +75,20 @@ def test_domain_xml_is_the_golden(name: str) -> None:
     if os.environ.get("UPDATE_GOLDENS"):
         path.write_text(xml)
     assert xml == path.read_text()
+
+
+def test_logged_disk_is_all_in_arguments_for_qemu() -> None:
+    root = ET.fromstring(domain_xml(SPECS["write-log"]))
+    assert root.find("devices/disk") is None
+    arguments = [one.get("value", "") for one in root.iter(f"{{{QEMU}}}arg")]
+    assert arguments[::2] == ["-blockdev", "-blockdev", "-device"] * 2
+    values = [json.loads(value) for value in arguments[1::2]]
+    assert values[1]["log"]["filename"] == "/state/writes.log"
+    assert values[2]["bootindex"] == 1
+    assert values[4]["log"]["filename"] == '/state/more "writes".log'
+    assert {values[2]["addr"], values[5]["addr"]} == {"0x1d", "0x1c"}
+    # The filter itself must see flushes, or the log would have none.
+    assert ["cache" in value for value in values] == [True, False, False] * 2
 
 
 def test_domain_xml_does_not_depend_on_the_order_of_mappings() -> None:
@@ -95,6 +118,12 @@ def test_bad_machine_names_are_refused(name: str) -> None:
 def test_uefi_without_a_disk_is_refused() -> None:
     with pytest.raises(BootcError, match="needs a disk"):
         domain_xml(replace(UEFI, disks=()))
+
+
+def test_log_of_the_writes_to_a_read_only_disk_is_refused() -> None:
+    disk = replace(UEFI.disks[1], write_log=Path("/state/log"))
+    with pytest.raises(BootcError, match="no writes to log"):
+        domain_xml(replace(UEFI, disks=(disk,)))
 
 
 def test_disk_targets() -> None:
