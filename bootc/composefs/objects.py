@@ -133,12 +133,15 @@ class ObjectStore:
         self._shards = opened
 
     def _probe(self) -> bool:
+        """Whether the file system has verity; a secure repository must have it."""
         fd = self.create()
         try:
             fs.write_all(fd, b"probe")
             fd = self._finish(fd)
-            fsverity.enable_patiently(fd, self.algorithm.kernel)
+            fsverity.enable(fd, self.algorithm.kernel)
         except OSError as error:
+            if error.errno == errno.ETXTBSY:
+                return True  # asked for after the file system was
             if not fsverity.is_unsupported(error):
                 raise
             if self.secure:
@@ -237,7 +240,7 @@ class ObjectStore:
             fs.write_all(fd, data)
             fd = self._finish(fd)
             if self._measures:
-                fd, measured = self._measure(fd)
+                measured = self._measure(fd)
                 if digest is not None and measured != digest:
                     raise BootcError(f"{self.path}: the kernel measured another digest than ours")
                 digest = measured
@@ -252,7 +255,7 @@ class ObjectStore:
         try:
             fd = self._finish(fd)
             if self._measures:
-                fd, digest = self._measure(fd)
+                digest = self._measure(fd)
             else:
                 digest = digest_fd(fd, self.algorithm)
             self._link(fd, digest, size, route)
@@ -336,11 +339,11 @@ class ObjectStore:
         os.close(fd)
         return reading
 
-    def _measure(self, fd: int) -> tuple[int, bytes]:
-        """Enable verity on `fd`; (the descriptor to go on with, digest).
+    def _measure(self, fd: int) -> bytes:
+        """Enable verity on `fd` and return the digest.
 
         A writer that doesn't go away is another process that inherited the descriptor; it can't
-        have that of a copy.
+        have that of a copy, which then is what the number `fd` means.
         """
         for _ in range(_COPIES):
             try:
@@ -358,12 +361,11 @@ class ObjectStore:
             except BaseException:
                 self.discard(copied)
                 raise
-            # The caller goes on with its own number, which it is going to discard.
             self._replace(fd, copied)
         measured = fsverity.measure(fd)
         if measured is None:
             raise BootcError(f"{self.path}: a new file could not be given fs-verity")
-        return fd, measured[1]
+        return measured[1]
 
     def _replace(self, fd: int, other: int) -> None:
         """Let the number `fd` mean the file `other`; what it meant is discarded."""
