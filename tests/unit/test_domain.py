@@ -62,7 +62,7 @@ SPECS = {
         UEFI,
         disks=(
             replace(UEFI.disks[0], write_log=Path("/state/writes.log")),
-            replace(UEFI.disks[1], write_log=Path('/state/more "writes".log'), serial=None),
+            Disk(path=Path("/state/more.raw"), write_log=Path('/state/more "writes".log')),
         ),
     ),
 }
