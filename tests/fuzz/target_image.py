@@ -20,6 +20,7 @@ from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_image import read_superblock
 from bootc.composefs.erofs_reader import collect_objects, read_image
 from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.gc import find_image_objects
 from bootc.errors import BootcError, FormatError
 from bootc.tree import (
     Device,
@@ -58,6 +59,8 @@ def check(data: bytes) -> BootcError | None:
             if isinstance(node, Leaf) and isinstance(node.content, External)
         }
         assert named - {None} <= objects
+        live = find_image_objects(data, Algorithm.SHA256, "image")
+        assert {digest for digest in objects if len(digest) == 32} <= live, "gc would remove some"
     # To write a tree and read it again takes ten times as long: some of the inputs must do, and
     # fewer of those that get 256 whiteouts.
     pick = zlib.crc32(data)
