@@ -35,6 +35,12 @@ for unit in "$package"/data/systemd/*; do
   [ -e "$unit" ] || continue
   install -m 0644 "$unit" /usr/lib/systemd/system/
 done
+# On by the image itself, without presets; the update timer is the administrator's to enable.
+wants=/usr/lib/systemd/system/multi-user.target.wants
+mkdir -p "$wants"
+for unit in bootc-status-updated.path bootc-status-updated-onboot.target bootc-boot-complete.service; do
+  ln -sf "../$unit" "$wants/$unit"
+done
 
 target=/usr/lib/modules/$version/initramfs.img
 rm -f "$target"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bootc import log
-from bootc.cli import render
+from bootc.cli import lifecycle, render
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
@@ -185,10 +185,16 @@ def fsverity_enable(arguments: Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "status": status,
+    "upgrade": lifecycle.upgrade,
+    "switch": lifecycle.switch,
+    "rollback": lifecycle.rollback,
+    "delete-deployment": lifecycle.delete_deployment,
+    "composefs-finalize-staged": lifecycle.finalize_staged,
     "install.to-disk": install_to_disk,
     "install.to-filesystem": install_to_filesystem,
     "install.print-configuration": print_configuration,
     "internals.build-id": build_id,
+    "internals.reboot": lifecycle.reboot,
     "internals.fsverity.measure": fsverity_measure,
     "internals.fsverity.enable": fsverity_enable,
 }

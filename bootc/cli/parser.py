@@ -12,31 +12,26 @@ from collections.abc import Sequence
 
 from bootc import __version__
 from bootc.install.options import BlockSetup, Replace, RootFilesystem
+from bootc.oci.reference import Transport
 from bootc.spec import Bootloader
 
 Namespace = argparse.Namespace
 
 NOT_YET = (
-    "upgrade",
-    "update",
-    "switch",
-    "rollback",
     "edit",
     "usr-overlay",
     "usroverlay",
     "loader-entries",
-    "composefs-finalize-staged",
     "container",
     "image",
     "exec-in-host-mount-namespace",
     "state",
     "config-diff",
-    "delete-deployment",
     "completion",
 )
 """Verbs of bootc that this release does not have; their options are not looked at."""
 
-_VISIBLE_NOT_YET = NOT_YET[:10]
+_VISIBLE_NOT_YET = ("edit", "usr-overlay", "usroverlay", "loader-entries", "container", "image")
 NOT_YET_INSTALL = ("to-existing-root", "reset", "finalize", "ensure-completion")
 NOT_YET_INTERNALS = (
     "systemd-generator",
@@ -64,7 +59,23 @@ def parse(argv: Sequence[str]) -> Namespace:
     return found
 
 
+UPGRADE_CONFLICTS = (
+    ("check", "apply"),
+    ("check", "soft_reboot"),
+    ("check", "download_only"),
+    ("check", "from_downloaded"),
+    ("download_only", "apply"),
+    ("from_downloaded", "download_only"),
+)
+"""Pairs of options of `upgrade` that exclude each other."""
+
+
 def _check_conflicts(found: Namespace) -> None:
+    if found.verb == "upgrade":
+        for one, other in UPGRADE_CONFLICTS:
+            if getattr(found, one) and getattr(found, other):
+                names = [f"--{name.replace('_', '-')}" for name in (one, other)]
+                build().error(f"argument {names[0]}: not allowed with argument {names[1]}")
     if found.verb == "status" and found.booted and found.sysroot is not None:
         build().error("argument --booted: not allowed with --sysroot, where nothing is booted")
     if found.verb.startswith("install.to-"):
@@ -84,6 +95,7 @@ def build() -> argparse.ArgumentParser:
     top.add_argument("-V", "--version", action="version", version=f"bootc {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_status(verbs)
+    _add_updates(verbs)
     _add_install(verbs)
     _add_internals(verbs)
     for name in NOT_YET:
@@ -118,6 +130,74 @@ def _add_status(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     one.add_argument("-v", "--verbose", action="store_true", help="more, for people")
     one.set_defaults(verb="status")
+
+
+def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs that change what is booted next."""
+    for name in ("upgrade", "update"):
+        one = verbs.add_parser(
+            name, help="stage what the image that is followed has become", allow_abbrev=False
+        )
+        one.add_argument("--check", action="store_true", help="only say whether there is an update")
+        _add_applying(one)
+        one.add_argument(
+            "--download-only", action="store_true", help="stage it, but don't boot it yet"
+        )
+        one.add_argument(
+            "--from-downloaded", action="store_true", help="let the next boot take what is staged"
+        )
+        one.add_argument("--tag", metavar="TAG", help="of the same image, this tag")
+        _add_telling(one)
+        one.set_defaults(verb="upgrade")
+    one = verbs.add_parser("switch", help="follow another image", allow_abbrev=False)
+    one.add_argument("target", metavar="TARGET", help="like quay.io/example/os:latest")
+    _add_applying(one)
+    one.add_argument(
+        "--transport",
+        default=Transport.REGISTRY.value,
+        choices=[item.value for item in Transport],
+        metavar="NAME",
+        help="where TARGET is: registry (the default), oci, oci-archive, containers-storage, …",
+    )
+    one.add_argument("--no-signature-verification", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument(
+        "--enforce-container-sigpolicy",
+        action="store_true",
+        help="refuse images that containers-policy.json(5) doesn't verify",
+    )
+    one.add_argument("--mutate-in-place", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument("--retain", action="store_true", help="accepted; nothing is dropped anyway")
+    one.add_argument("--experimental-unified-storage", action="store_true", help=argparse.SUPPRESS)
+    _add_telling(one)
+    one.set_defaults(verb="switch")
+    one = verbs.add_parser(
+        "rollback", help="boot the previous deployment next; again undoes it", allow_abbrev=False
+    )
+    _add_applying(one)
+    one.set_defaults(verb="rollback")
+    one = verbs.add_parser("delete-deployment", allow_abbrev=False)
+    one.add_argument("deployment", metavar="ID", help="as `bootc status` has it, or its beginning")
+    one.set_defaults(verb="delete-deployment")
+    one = verbs.add_parser(
+        "composefs-finalize-staged",
+        help="what the shutdown does with a staged deployment",
+        allow_abbrev=False,
+    )
+    one.set_defaults(verb="composefs-finalize-staged")
+
+
+def _add_applying(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--apply", action="store_true", help="reboot into it at once")
+    one.add_argument(
+        "--soft-reboot",
+        choices=("required", "auto"),
+        help="restart userspace only: or fail, or where that can be done",
+    )
+
+
+def _add_telling(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--quiet", action="store_true", help="no progress")
+    one.add_argument("--progress-fd", type=int, metavar="N", help=argparse.SUPPRESS)
 
 
 def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -194,6 +274,8 @@ def _add_internals(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     kinds = internals.add_subparsers(metavar="KIND", required=True)
     build_id = kinds.add_parser("build-id", help="a digest of the code that is running")
     build_id.set_defaults(verb="internals.build-id")
+    reboot = kinds.add_parser("reboot", help="by systemd, and wait for it")
+    reboot.set_defaults(verb="internals.reboot")
     verity = kinds.add_parser("fsverity", help="fs-verity of a file (SHA-256)")
     actions = verity.add_subparsers(metavar="ACTION", required=True)
     for action in ("measure", "enable"):

@@ -11,7 +11,7 @@ import os
 import shutil
 
 from bootc import fs, paths
-from bootc.deploy import messages, state
+from bootc.deploy import machine, messages, state
 from bootc.deploy.stage import clean_up_after, forget_staged, live_deployments, role_of
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
@@ -43,6 +43,7 @@ def delete_deployment(sysroot: Sysroot, name: str) -> str:
         if os.path.isdir(folder):
             shutil.rmtree(folder)
     clean_up_after(sysroot)
+    machine.announce(sysroot)
     _log.info("Deleted %s", victim.id, extra={"MESSAGE_ID": messages.DELETE})
     return f"Deleted the {role} deployment {victim.id}"
 

@@ -58,6 +58,7 @@ def finalize_staged(sysroot: Sysroot) -> Finalized | None:
     menu.discard_staged(esp)
     state.clear_staged(sysroot.staged_file)
     machine.clear_reboot_required(sysroot)
+    machine.announce(sysroot)
     clean_up_after(sysroot, prune=False)
     _log.info("Finalized %s", new, extra={"MESSAGE_ID": messages.FINALIZE})
     return Finalized(id=new)

@@ -12,7 +12,7 @@ import signal
 import time
 from contextlib import suppress
 
-from bootc import fs, process
+from bootc import fs, paths, process
 from bootc.deploy.sysroot import Sysroot
 from bootc.errors import BootcError, ProcessError
 
@@ -42,6 +42,13 @@ def clear_reboot_required(sysroot: Sysroot) -> None:
     """Nothing waits any more."""
     with suppress(FileNotFoundError):
         os.unlink(_mark(sysroot))
+
+
+def announce(sysroot: Sysroot) -> None:
+    """Let those who wait for a new status look again: `bootc-status-updated.path` watches this."""
+    folder = f"{sysroot.root}/{os.path.dirname(paths.STORAGE)}"
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    os.utime(folder)
 
 
 def _mark(sysroot: Sysroot) -> str:

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 
 from bootc.boot import menu
-from bootc.deploy import messages
+from bootc.deploy import machine, messages
 from bootc.deploy.stage import clean_up_after, find_booted, forget_staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
@@ -73,6 +73,7 @@ def rollback(sysroot: Sysroot) -> RollbackPlan:
     forget_staged(sysroot)
     menu.write_staged(esp, [one.entry for one in plan.order if one.entry is not None])
     menu.exchange(esp)
+    machine.announce(sysroot)
     if plan.drops_staged:
         clean_up_after(sysroot)
     _log.info("Next boot: %s", plan.order[0].id, extra={"MESSAGE_ID": messages.ROLLBACK})

@@ -262,6 +262,7 @@ def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
     if origin.image == target:
         return Outcome(lines=(UNCHANGED,), changed=False, ready=False)
     state.write_origin(sysroot.root, booted, replace(origin, image=target))
+    machine.announce(sysroot)
     return Outcome(lines=(f"Updates will come from: {target.imgref}",), changed=True, ready=False)
 
 
@@ -286,6 +287,7 @@ def _relock(sysroot: Sysroot, facts: Facts, plan: Plan) -> Outcome:
             machine.clear_reboot_required(sysroot)
         elif facts.staged is not None and facts.staged.digest is not None:
             machine.mark_reboot_required(sysroot, facts.staged.digest)
+        machine.announce(sysroot)
         return Outcome(lines=plan.lines, changed=True, ready=not locked)
     return Outcome(lines=plan.lines, changed=False, ready=_is_ready(facts))
 
@@ -331,6 +333,7 @@ def _finish(
     tell = observer or Observer()
     tell.stage(Stage.CLEANUP)
     clean_up_after(sysroot)
+    machine.announce(sysroot)
     tell.end()
     _log.info("Staged %s", made.digest, extra={"MESSAGE_ID": message})
     lines = [f"Queued for next boot: {made.image.imgref}"]

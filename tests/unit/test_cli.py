@@ -40,7 +40,7 @@ def test_status_needs_neither_install_nor_network() -> None:
     assert process.run([sys.executable, "-c", code]).stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["upgrade", "switch", "container", "image", "delete-deployment"])
+@pytest.mark.parametrize("verb", ["container", "image", "loader-entries"])
 def test_verbs_not_written_yet(verb: str, capsys: Capture) -> None:
     assert main.main([verb, "--whatever", "x"]) == 1
     said = capsys.readouterr().err.splitlines()
@@ -65,6 +65,18 @@ def test_inner_verb_not_written_yet(capsys: Capture) -> None:
         ["install", "to-disk", "/dev/x", "--filesystem", "zfs"],
         ["install", "to-disk", "/dev/x", "--bootloader", "lilo"],
         ["install", "to-disk", "/dev/x", "--target-transport", "oci"],
+        ["upgrade", "--check", "--apply"],
+        ["upgrade", "--check", "--soft-reboot", "auto"],
+        ["upgrade", "--check", "--download-only"],
+        ["upgrade", "--check", "--from-downloaded"],
+        ["update", "--download-only", "--apply"],
+        ["upgrade", "--from-downloaded", "--download-only"],
+        ["upgrade", "--soft-reboot", "maybe"],
+        ["upgrade", "quay.io/a/b"],
+        ["switch"],
+        ["switch", "--transport", "floppy", "a"],
+        ["delete-deployment"],
+        ["composefs-finalize-staged", "now"],
     ],
 )
 def test_usage_errors(argv: list[str], capsys: Capture) -> None:

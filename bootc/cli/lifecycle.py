@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The verbs that change what a machine boots. As in `commands`, imports wait for the verb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from bootc import log
+from bootc.cli import render
+from bootc.cli.parser import Namespace
+from bootc.errors import BootcError
+
+if TYPE_CHECKING:
+    from bootc.deploy.progress import Observer
+    from bootc.deploy.sysroot import Sysroot
+    from bootc.deploy.update import Outcome
+    from bootc.oci.reference import ImageReference
+
+REBOOT_FOR_UPDATE = "Rebooting to update the system"
+REBOOT_FOR_ROLLBACK = "Rebooting to roll the system back"
+
+
+@contextmanager
+def opened() -> Iterator[Sysroot]:
+    """The running machine's system, to be changed."""
+    from bootc.deploy.sysroot import open_booted
+
+    with open_booted(writable=True) as sysroot:
+        yield sysroot
+
+
+@contextmanager
+def _observer(arguments: Namespace) -> Iterator[Observer]:
+    """Who is told of the progress: people, unless `--quiet`, and the reader of `--progress-fd`."""
+    from bootc.deploy.progress import (
+        Observers,
+        ProgressLog,
+        ProgressWriter,
+        adopt_pipe,
+    )
+
+    if arguments.quiet:
+        log.setup(level="warning")
+    with ExitStack() as stack:
+        told: list[Observer] = [] if arguments.quiet else [ProgressLog()]
+        if arguments.progress_fd is not None:
+            fd = adopt_pipe(arguments.progress_fd)
+            told.append(stack.enter_context(ProgressWriter(fd)))
+        yield Observers(told)
+
+
+def upgrade(arguments: Namespace) -> None:
+    from bootc.deploy import update
+    from bootc.deploy.sysroot import open_booted
+
+    options = update.UpgradeOptions(
+        check=arguments.check,
+        download_only=arguments.download_only,
+        from_downloaded=arguments.from_downloaded,
+        tag=arguments.tag,
+    )
+    with _observer(arguments) as observer:
+        if options.check:
+            with open_booted(writable=False) as sysroot:
+                _say(update.upgrade(sysroot, options, observer=observer), arguments)
+            return
+        with opened() as sysroot:
+            outcome = update.upgrade(sysroot, options, observer=observer)
+    _say(outcome, arguments)
+    _apply(arguments, outcome)
+
+
+def switch(arguments: Namespace) -> None:
+    from bootc.deploy import update
+
+    if arguments.experimental_unified_storage:
+        raise BootcError("--experimental-unified-storage cannot be done yet", hint="leave it out")
+    target = _target(arguments)
+    with _observer(arguments) as observer, opened() as sysroot:
+        if arguments.mutate_in_place:
+            outcome = update.switch_in_place(sysroot, target)
+        else:
+            outcome = update.switch(sysroot, target, observer=observer)
+    _say(outcome, arguments)
+    _apply(arguments, outcome)
+
+
+def _target(arguments: Namespace) -> ImageReference:
+    from dataclasses import replace
+
+    from bootc.oci.reference import CONTAINER_POLICY, parse_imgref
+
+    target = parse_imgref(f"{arguments.transport}:{arguments.target}")
+    if arguments.enforce_container_sigpolicy:
+        target = replace(target, signature=CONTAINER_POLICY)
+    return target
+
+
+def _say(outcome: Outcome, arguments: Namespace) -> None:
+    if not arguments.quiet or not outcome.changed:
+        for line in outcome.lines:
+            render.say(line)
+
+
+def _apply(arguments: Namespace, outcome: Outcome) -> None:
+    """Reboot, if that was asked for and if something waits for it."""
+    from bootc.deploy import machine
+
+    if not outcome.ready:
+        return
+    if arguments.apply:
+        machine.reboot(REBOOT_FOR_UPDATE)
+
+
+def rollback(arguments: Namespace) -> None:
+    from bootc.deploy import machine
+    from bootc.deploy.rollback import rollback as roll_back
+
+    with opened() as sysroot:
+        plan = roll_back(sysroot)
+    for line in plan.lines:
+        render.say(line)
+    if arguments.apply:
+        machine.reboot(REBOOT_FOR_ROLLBACK)
+
+
+def delete_deployment(arguments: Namespace) -> None:
+    from bootc.deploy.delete import delete_deployment as delete
+
+    with opened() as sysroot:
+        said = delete(sysroot, arguments.deployment)
+    render.say(said)
+
+
+def finalize_staged(arguments: Namespace) -> None:
+    from bootc.deploy.finalize import finalize_staged as finalize
+
+    with opened() as sysroot:
+        done = finalize(sysroot)
+    if done is None:
+        render.say("Nothing is staged that waits for the shutdown.")
+    else:
+        render.say(f"Next boot: {done.id}")
+
+
+def reboot(arguments: Namespace) -> None:
+    from bootc.cli.commands import need_root
+    from bootc.deploy import machine
+
+    need_root("a reboot")
+    machine.reboot("Rebooting")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The units that ship: they start on composefs machines, and run what the command line knows."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+from bootc.cli import parser
+from bootc.deploy.machine import FINALIZE_UNIT
+
+TOP = Path(__file__).resolve().parents[2]
+UNITS = sorted((TOP / "bootc/data/systemd").iterdir())
+IMAGE_ONLY = ("bootc-root-setup.service", "bootc-finalize-staged.service")
+"""The initrd's, and the one that only bootc starts."""
+
+
+class _Unit(configparser.RawConfigParser):
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
+def commands(path: Path) -> list[str]:
+    return re.findall(r"^Exec\w+=/usr/bin/bootc (.*)$", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_each_unit_says_what_it_is(path: Path) -> None:
+    unit = _Unit(strict=False)
+    unit.read_string(path.read_text())
+    assert unit["Unit"]["Description"].startswith("bootc: ")
+    assert unit["Unit"]["Documentation"] == "man:bootc(8)"
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_commands_are_known(path: Path) -> None:
+    for command in commands(path):
+        found = parser.parse(command.split())
+        assert not getattr(found, "not_yet", False)
+
+
+def test_what_starts_by_itself_starts_on_composefs() -> None:
+    """Spec §14, 8: upstream's are conditioned on ostree and never start here."""
+    conditioned = [path for path in UNITS if path.name not in IMAGE_ONLY]
+    # A target that others pull in needs no condition.
+    conditioned = [path for path in conditioned if path.name != "bootc-status-updated.target"]
+    assert len(conditioned) == 5
+    for path in conditioned:
+        text = path.read_text()
+        assert re.search(r"^ConditionKernelCommandLine=\|?composefs$", text, re.MULTILINE), path
+
+
+def test_finalizing_happens_when_the_unit_stops() -> None:
+    path = TOP / "bootc/data/systemd" / FINALIZE_UNIT
+    assert commands(path) == ["composefs-finalize-staged"]
+    text = path.read_text()
+    assert "ExecStop=" in text
+    assert "ExecStart=" not in text
+    for line in (
+        "RemainAfterExit=yes",
+        "Conflicts=final.target",
+        "RequiresMountsFor=/sysroot /etc",
+    ):
+        assert f"\n{line}\n" in text
+
+
+@pytest.mark.parametrize("script", ["packaging/install.sh", "packaging/bootc.spec"])
+def test_units_that_the_image_turns_on(script: str) -> None:
+    text = (TOP / script).read_text()
+    found = re.search(r"for unit in (bootc-status-updated\.path .*); do", text)
+    assert found is not None
+    for name in found[1].split():
+        assert (TOP / "bootc/data/systemd" / name).exists()
+        assert "[Install]" not in (TOP / "bootc/data/systemd" / name).read_text()
