@@ -254,10 +254,7 @@ class ObjectStore:
         """Make the file `fd` from `create`, written and `size` bytes long, an object; closes it."""
         try:
             fd = self._finish(fd)
-            if self._measures:
-                digest = self._measure(fd)
-            else:
-                digest = digest_fd(fd, self.algorithm)
+            digest = self._measure(fd) if self._measures else digest_fd(fd, self.algorithm)
             self._link(fd, digest, size, route)
         finally:
             self.discard(fd)

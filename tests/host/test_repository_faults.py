@@ -9,6 +9,7 @@ again. Processes that write and collect at the same time are tested, too, and a 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -19,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from bootc import process
-from bootc.composefs.digest import Algorithm
+from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.composefs.fsck import check_repository
 from bootc.composefs.gc import collect_garbage
+from bootc.composefs.objects import object_path
 from bootc.composefs.repository import Repository
 
 TOP = Path(__file__).resolve().parents[2]
@@ -313,3 +315,51 @@ def test_published_things_are_synced_before_their_names(tmp_path: Path) -> None:
     assert "N" in told
     assert re.search(r"O[^S]*N", told) is None, told
     assert re.search(r"N(?!D)", told) is None, told
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [
+        ("content", ["object-check-failed"]),
+        ("image", ["object-check-failed", "image-read-failed"]),
+        ("stream", ["object-check-failed", "stream-read-failed"]),
+    ],
+)
+def test_fsck_tells_what_cannot_be_read(tmp_path: Path, what: str, kinds: list[str]) -> None:
+    lab = Lab(tmp_path, "write")
+    with Repository.open(lab.original) as repo:
+        stream = repo.find_stream("oci-layer-old")
+        found = {
+            "content": digest_bytes(b"old content" * 500, repo.algorithm),
+            "image": repo.find_image("image/name"),
+            "stream": stream,
+        }[what]
+        assert found is not None
+    path = lab.original / "objects" / object_path(found)
+    calls = "read,pread64"
+    done = process.run(
+        [
+            *(lab.strace, "-f", "-qq", "-o", "/dev/null", "-P", str(path)),
+            *("-e", f"trace={calls}", "-e", f"inject={calls}:error=EIO"),
+            *(sys.executable, "-m", "bootc.composefs.cli.main", "--repo", str(lab.original)),
+            *("fsck", "--json"),
+        ],
+        cwd=TOP,
+    )
+    errors = json.loads(done.stdout)["errors"]
+    assert [error.split(": ")[1] for error in errors] == kinds
+    assert all(error.endswith(": Input/output error") for error in errors)
+    # The collector must know what an image and a stream need. A content's content it needs not.
+    done = process.run(
+        [
+            *(lab.strace, "-f", "-qq", "-o", "/dev/null", "-P", str(path)),
+            *("-e", f"trace={calls}", "-e", f"inject={calls}:error=EIO"),
+            *(sys.executable, "-m", "bootc.composefs.cli.main", "--repo", str(lab.original), "gc"),
+        ],
+        cwd=TOP,
+        check=False,
+    )
+    assert done.status == (0 if what == "content" else 1)
+    if what != "content":
+        assert re.search(r"error: cannot read .*: Input/output error\n", done.stderr)
+        assert "nothing was deleted" in done.stderr

@@ -8,6 +8,7 @@ with images of directories, OCI images and garbage. Then both tell what they fin
 
 * `fsck`, its text and its JSON, `images --json`, `image-objects`, `cat` of every stream;
 * `gc` in a copy for each: the counters, and every file and link that is left;
+* `gc` of each, which has to wait while the other one has a transaction open;
 * `fsck` of the repository after one of a number of damages: counters, kinds and paths. (What is
   wrong exactly is told in other words.)
 
@@ -16,12 +17,15 @@ The reference is named by the environment variable CFSCTL_REFERENCE, see `progra
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import json
 import os
 import random
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +37,8 @@ from tests.interop.programs import need_reference
 from tests.interop.tally import Tally
 
 COUNT = 40
+WAITING = 3.0
+"""Seconds for which a collector that has to wait is watched."""
 ROOT = Path(__file__).resolve().parents[2]
 OURS = (sys.executable, "-m", "bootc.composefs.cli.main")
 
@@ -68,6 +74,8 @@ def compare(found: Tally, rng: random.Random, count: int) -> None:
             round_folder = Path(folder) / str(number)
             round_folder.mkdir()
             _round(found, rng, round_folder, f"round {number}")
+            if number == 0:
+                _compare_locks(found, Programs(round_folder / "repo"), "round 0")
             shutil.rmtree(round_folder)
 
 
@@ -89,6 +97,48 @@ def _round(found: Tally, rng: random.Random, folder: Path, where: str) -> None:
     _compare_gc(found, programs, rng, folder, where)
     for name in rng.sample(list(DAMAGES), 3):
         _compare_damage(found, programs, rng, folder, f"{where}, {name}", DAMAGES[name])
+
+
+def _compare_locks(found: Tally, programs: Programs, where: str) -> None:
+    repo = ("--repo", str(programs.repo))
+    for name, holder, collector in (
+        ("gc of theirs waits for ours", OURS, programs.theirs),
+        ("gc of ours waits for theirs", programs.theirs, OURS),
+    ):
+        with process.running([*holder, *repo, "transaction"], cwd=ROOT):
+            if not _wait(lambda: _is_locked(programs.repo), 60):
+                found.differ(name, f"{where}: the transaction took no lock")
+                continue
+            with process.running(
+                [*collector, *repo, "gc"], cwd=ROOT, stdout=process.PIPE, stderr=process.PIPE
+            ) as child:
+                ended = _wait(functools.partial(_has_ended, child.poll), WAITING)
+                found.compare(name, ended, False, where)
+
+
+def _has_ended(poll: Callable[[], int | None]) -> bool:
+    return poll() is not None
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _is_locked(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _fill(programs: Programs, maker: tuple[str, ...], rng: random.Random, folder: Path) -> None:
