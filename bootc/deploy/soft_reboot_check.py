@@ -73,15 +73,8 @@ def policy_of_root(root: str, algorithm: Algorithm = Algorithm.SHA512) -> bytes 
 def policy_of_image(repo: Repository, deployment: str) -> bytes | None:
     """The digest of the policy in a deployment's image, or None when it has none."""
     image = ErofsImage(repo.read_image(deployment), deployment[:16])
-    config = _find(image, _CONFIG)
-    if config is None or not stat.S_ISREG(config.mode):
-        return None
-    digest = _digest_of(config)
-    if digest is not None:
-        data = repo.read_object(digest)[:_CONFIG_MAX]
-    else:
-        data = image.data(config, _CONFIG_MAX)
-    kind = _policy_type(data)
+    data = read_file(repo, image, _CONFIG, _CONFIG_MAX)
+    kind = None if data is None else _policy_type(data)
     folder = _find(image, f"etc/selinux/{kind}/policy") if kind else None
     if folder is None or not stat.S_ISDIR(folder.mode):
         return None
@@ -96,6 +89,19 @@ def policy_of_image(repo: Repository, deployment: str) -> bytes | None:
     if digest is not None:
         return digest
     return digest_bytes(image.data(found, image.super.size), repo.algorithm)
+
+
+def read_file(repo: Repository, image: ErofsImage, path: str, limit: int) -> bytes | None:
+    """The first `limit` bytes of a regular file of the image, or None when there is none."""
+    found = _find(image, path)
+    if found is None or not stat.S_ISREG(found.mode):
+        return None
+    digest = _digest_of(found)
+    if digest is None:
+        return image.data(found, limit)
+    fd = repo.open_object(digest)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(limit)
 
 
 def has_same_policy(repo: Repository, booted: bytes | None, deployment: str) -> bool:
