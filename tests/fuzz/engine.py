@@ -7,7 +7,9 @@ A target is a module `target_NAME` here:
     check      takes an input; returns None when it was accepted, or the BootcError that refused it;
                raises for whatever must not happen
     mutate     (input, random generator, other inputs) → another input, wrong in a likely way
-    seeds      good inputs to begin with; those of `corpus/NAME/` are added
+    seeds      good inputs to begin with
+
+The files of `corpus/NAME/` are what was found to be different, good or bad.
 
 Our own engine keeps the inputs that were refused for a reason, or accepted in a size, that it has
 not seen yet, and prefers small ones. atheris (https://github.com/google/atheris) keeps those that
@@ -25,7 +27,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -52,6 +54,7 @@ class Target:
     check: Callable[[bytes], BootcError | None]
     mutate: Mutate
     seeds: list[bytes]
+    corpus: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +94,8 @@ def load_target(name: str) -> Target:
         size_max=module.SIZE_MAX,
         check=module.check,
         mutate=module.mutate,
-        seeds=[*module.seeds(), *(path.read_bytes() for path in kept)],
+        seeds=module.seeds(),
+        corpus=[path.read_bytes() for path in kept],
     )
 
 
@@ -123,11 +127,12 @@ def run_own(target: Target, *, runs: int, seed: int) -> Outcome:
 
 
 def _feed(target: Target, runs: int, rng: random.Random, outcome: Outcome) -> None:
-    pool = list(target.seeds)
+    pool = [*target.seeds, *target.corpus]
+    kept = len(pool)
     shapes: set[str] = set()
     for number in range(runs):
-        if number < len(target.seeds):
-            data = target.seeds[number]
+        if number < kept:
+            data = pool[number]
         else:
             base = pool if number % 2 else target.seeds
             smaller = min(rng.choice(base), rng.choice(base), key=len)
@@ -148,7 +153,7 @@ def _feed(target: Target, runs: int, rng: random.Random, outcome: Outcome) -> No
             if len(pool) < KEPT:
                 pool.append(data)
             else:
-                pool[rng.randrange(len(target.seeds), KEPT)] = data
+                pool[rng.randrange(kept, KEPT)] = data
     outcome.shapes = len(shapes)
 
 
@@ -162,7 +167,7 @@ def run_atheris(name: str, *, runs: int, seed: int, folder: Path, report: Path) 
         target = load_target(name)
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(target.seeds):
+    for number, data in enumerate((*target.seeds, *target.corpus)):
         (corpus / f"seed-{number:03d}").write_bytes(data)
     limit_process()
     outcome = Outcome()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """A short run of the fuzzer on each target, always the same, and the fuzzer itself."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,7 @@ def test_fuzz_targets_are_all_run_here() -> None:
 def test_fuzz_short_run_finds_nothing(name: str) -> None:
     target = load_target(name)
     # Good input is accepted, or the fuzzer would never come past the first check.
-    good: list[bytes] = importlib.import_module(f"tests.fuzz.target_{name}").seeds()
-    assert target.seeds[: len(good)] == good
-    assert not [refusal for seed in good if (refusal := target.check(seed))]
+    assert not [refusal for seed in target.seeds if (refusal := target.check(seed))]
     outcome = run_own(target, runs=RUNS[name], seed=2026)
     assert outcome.runs == RUNS[name]
     assert 20 < outcome.accepted < outcome.runs
