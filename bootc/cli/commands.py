@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bootc import log
-from bootc.cli import lifecycle, render
+from bootc.cli import lifecycle, render, upkeep
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
@@ -190,11 +190,18 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "rollback": lifecycle.rollback,
     "delete-deployment": lifecycle.delete_deployment,
     "composefs-finalize-staged": lifecycle.finalize_staged,
+    "usr-overlay": upkeep.usr_overlay,
+    "config-diff": upkeep.config_diff,
     "install.to-disk": install_to_disk,
     "install.to-filesystem": install_to_filesystem,
     "install.print-configuration": print_configuration,
     "internals.build-id": build_id,
     "internals.reboot": lifecycle.reboot,
+    "internals.dir-diff": upkeep.dir_diff,
+    "internals.composefs-gc": upkeep.composefs_gc,
+    "internals.prep-soft-reboot": upkeep.prep_soft_reboot,
+    "internals.print-json-schema": upkeep.print_json_schema,
+    "internals.fsck": upkeep.fsck,
     "internals.fsverity.measure": fsverity_measure,
     "internals.fsverity.enable": fsverity_enable,
 }

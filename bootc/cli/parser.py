@@ -19,32 +19,24 @@ Namespace = argparse.Namespace
 
 NOT_YET = (
     "edit",
-    "usr-overlay",
-    "usroverlay",
     "loader-entries",
     "container",
     "image",
     "exec-in-host-mount-namespace",
     "state",
-    "config-diff",
     "completion",
 )
 """Verbs of bootc that this release does not have; their options are not looked at."""
 
-_VISIBLE_NOT_YET = ("edit", "usr-overlay", "usroverlay", "loader-entries", "container", "image")
+_VISIBLE_NOT_YET = ("edit", "loader-entries", "container", "image")
 NOT_YET_INSTALL = ("to-existing-root", "reset", "finalize", "ensure-completion")
 NOT_YET_INTERNALS = (
     "systemd-generator",
     "fixup-etc-fstab",
     "sysusers-sync",
-    "print-json-schema",
-    "fsck",
     "cleanup",
     "relabel",
     "cfs",
-    "dir-diff",
-    "prep-soft-reboot",
-    "composefs-gc",
     "blockdev",
     "uki",
 )
@@ -76,6 +68,8 @@ def _check_conflicts(found: Namespace) -> None:
             if getattr(found, one) and getattr(found, other):
                 names = [f"--{name.replace('_', '-')}" for name in (one, other)]
                 build().error(f"argument {names[0]}: not allowed with argument {names[1]}")
+    if found.verb == "internals.prep-soft-reboot" and found.reset == bool(found.deployment):
+        build().error("prep-soft-reboot: give either DEPLOYMENT or --reset")
     if found.verb == "status" and found.booted and found.sysroot is not None:
         build().error("argument --booted: not allowed with --sysroot, where nothing is booted")
     if found.verb.startswith("install.to-"):
@@ -96,6 +90,7 @@ def build() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_status(verbs)
     _add_updates(verbs)
+    _add_upkeep(verbs)
     _add_install(verbs)
     _add_internals(verbs)
     for name in NOT_YET:
@@ -200,6 +195,38 @@ def _add_telling(one: argparse.ArgumentParser) -> None:
     one.add_argument("--progress-fd", type=int, metavar="N", help=argparse.SUPPRESS)
 
 
+def _add_upkeep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name in ("usr-overlay", "usroverlay"):
+        one = verbs.add_parser(name, help="a /usr to write to until the next reboot")
+        one.add_argument("--read-only", action="store_true", help="mounted read-only")
+        one.set_defaults(verb="usr-overlay")
+    one = verbs.add_parser("config-diff")
+    one.set_defaults(verb="config-diff")
+
+
+def _add_upkeep_internals(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    one = kinds.add_parser("dir-diff", help="the merge of /etc, on three folders")
+    for name in ("pristine", "current", "new"):
+        one.add_argument(name, metavar=name.upper())
+    one.add_argument("--merge", action="store_true", help="carry the changes over to NEW")
+    one.set_defaults(verb="internals.dir-diff")
+    one = kinds.add_parser("composefs-gc", help="remove what no deployment needs")
+    one.add_argument("--dry-run", action="store_true", help="only say what would go")
+    one.add_argument("--assert-no-op", action="store_true", help="fail if anything would go")
+    one.add_argument("--prune-repo", action="store_true", help="not only kernels on the ESP")
+    one.set_defaults(verb="internals.composefs-gc")
+    one = kinds.add_parser("prep-soft-reboot", help="assemble the next root at /run/nextroot")
+    one.add_argument("deployment", metavar="DEPLOYMENT", nargs="?")
+    one.add_argument("--reboot", action="store_true", help="and go over to it")
+    one.add_argument("--reset", action="store_true", help="give up what was assembled")
+    one.set_defaults(verb="internals.prep-soft-reboot")
+    one = kinds.add_parser("print-json-schema", help="of a document that other programs read")
+    one.add_argument("--of", choices=("host", "progress"), required=True)
+    one.set_defaults(verb="internals.print-json-schema")
+    one = kinds.add_parser("fsck", help="check the deployments and the repository")
+    one.set_defaults(verb="internals.fsck")
+
+
 def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     install = verbs.add_parser("install", help="put an image onto a disk or a file system")
     kinds = install.add_subparsers(metavar="KIND", required=True)
@@ -282,5 +309,6 @@ def _add_internals(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         one = actions.add_parser(action)
         one.add_argument("path", metavar="PATH")
         one.set_defaults(verb=f"internals.fsverity.{action}")
+    _add_upkeep_internals(kinds)
     for name in NOT_YET_INTERNALS:
         _add_not_yet(kinds, name, f"internals.{name}")

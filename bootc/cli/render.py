@@ -17,10 +17,14 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from bootc.errors import BootcError, chain_text
 from bootc.jsonutil import Json, canonical
 from bootc.spec import BootEntry, Host, ImageStatus, UsrOverlay
+
+if TYPE_CHECKING:
+    from bootc.deploy.etc_merge import MergePlan
 
 NOT_DEPLOYED = "System is not deployed via bootc."
 
@@ -179,6 +183,41 @@ def timestamp(text: str) -> str:
     if found.tzinfo is None:
         found = found.replace(tzinfo=UTC)
     return found.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def etc_changes(plan: MergePlan, *, color: bool = False) -> str:
+    """A line for each change of /etc: the word, and the path as Rust's `{:?}` quotes it."""
+    kinds = (
+        ("Added", "32", plan.added),
+        ("Modified", "33", plan.modified),
+        ("Removed", "31", plan.removed),
+        ("Unmergable", "31", tuple(conflict.path for conflict in plan.conflicts)),
+    )
+    return "".join(
+        f"{_colored(word, code) if color else word} {debug_quoted(path)}\n"
+        for word, code, found in kinds
+        for path in found
+    )
+
+
+def _colored(text: str, code: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[39m"
+
+
+def debug_quoted(path: str) -> str:
+    """A path in double quotes, on one line: what is no text, or no character to see, escaped."""
+    escapes = {"\t": "\\t", "\r": "\\r", "\n": "\\n", "\0": "\\0", '"': '\\"', "\\": "\\\\"}
+    found = []
+    for char in path:
+        if char in escapes:
+            found.append(escapes[char])
+        elif "\udc80" <= char <= "\udcff":
+            found.append(f"\\x{ord(char) - 0xDC00:02X}")
+        elif char.isprintable():
+            found.append(char)
+        else:
+            found.append(f"\\u{{{ord(char):x}}}")
+    return '"' + "".join(found) + '"'
 
 
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.@+=,() -]*(:[A-Za-z0-9_/.@+=,()-]+)*")
