@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -18,16 +20,23 @@ if TYPE_CHECKING:
     from bootc.deploy.update import Outcome
     from bootc.oci.reference import ImageReference
 
+_log = logging.getLogger(__name__)
 REBOOT_FOR_UPDATE = "Rebooting to update the system"
 REBOOT_FOR_ROLLBACK = "Rebooting to roll the system back"
 
 
 @contextmanager
 def opened() -> Iterator[Sysroot]:
-    """The running machine's system, to be changed."""
+    """The running machine's system, to be changed, and brought into today's form if it is old."""
+    from bootc.deploy.migrate import migrate
     from bootc.deploy.sysroot import open_booted
 
     with open_booted(writable=True) as sysroot:
+        try:
+            migrate(sysroot)
+        except (BootcError, OSError) as error:
+            # What is not migrated boots as well.
+            _log.warning("the boot files were not brought into today's form: %s", error)
         yield sysroot
 
 
@@ -66,10 +75,12 @@ def upgrade(arguments: Namespace) -> None:
             with open_booted(writable=False) as sysroot:
                 _say(update.upgrade(sysroot, options, observer=observer), arguments)
             return
+        _check_soft_reboot(arguments)
         with opened() as sysroot:
             outcome = update.upgrade(sysroot, options, observer=observer)
+            soft = _prepare_restart(arguments, sysroot, outcome)
     _say(outcome, arguments)
-    _apply(arguments, outcome)
+    _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
 def switch(arguments: Namespace) -> None:
@@ -78,13 +89,16 @@ def switch(arguments: Namespace) -> None:
     if arguments.experimental_unified_storage:
         raise BootcError("--experimental-unified-storage cannot be done yet", hint="leave it out")
     target = _target(arguments)
-    with _observer(arguments) as observer, opened() as sysroot:
-        if arguments.mutate_in_place:
-            outcome = update.switch_in_place(sysroot, target)
-        else:
-            outcome = update.switch(sysroot, target, observer=observer)
+    with _observer(arguments) as observer:
+        _check_soft_reboot(arguments)
+        with opened() as sysroot:
+            if arguments.mutate_in_place:
+                outcome = update.switch_in_place(sysroot, target)
+            else:
+                outcome = update.switch(sysroot, target, observer=observer)
+            soft = _prepare_restart(arguments, sysroot, outcome)
     _say(outcome, arguments)
-    _apply(arguments, outcome)
+    _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
 def _target(arguments: Namespace) -> ImageReference:
@@ -104,26 +118,74 @@ def _say(outcome: Outcome, arguments: Namespace) -> None:
             render.say(line)
 
 
-def _apply(arguments: Namespace, outcome: Outcome) -> None:
-    """Reboot, if that was asked for and if something waits for it."""
-    from bootc.deploy import machine
+def _check_soft_reboot(arguments: Namespace) -> None:
+    """Refuse what systemd cannot do before anything is changed."""
+    from bootc.deploy import soft_reboot
 
-    if not outcome.ready:
+    if arguments.soft_reboot is not None:
+        soft_reboot.check_systemd()
+
+
+def _prepare_restart(arguments: Namespace, sysroot: Sysroot, outcome: Outcome) -> bool:
+    """Make the next root of what is staged, if that is wanted; whether it was made."""
+    from bootc.deploy import state
+
+    mark = state.read_staged(sysroot.staged_file)
+    if not outcome.ready or mark is None:
+        _forget_next_root(outcome.changed)
+        return False
+    return _prepare(arguments, sysroot, mark.deployment)
+
+
+def _prepare(arguments: Namespace, sysroot: Sysroot, deployment: str) -> bool:
+    from bootc.deploy import soft_reboot
+
+    _forget_next_root(True)
+    if arguments.soft_reboot is None:
+        return False
+    if arguments.soft_reboot == "auto":
+        reason = soft_reboot.why_not(sysroot, deployment)
+        if reason is not None:
+            _log.info("A whole reboot is needed: %s", reason)
+            return False
+    _log.info("%s", soft_reboot.prepare(sysroot, deployment))
+    return True
+
+
+def _forget_next_root(stale: bool) -> None:
+    """What was prepared for a soft reboot is not what is to be booted any more."""
+    from bootc.deploy import soft_reboot
+
+    if stale and os.path.ismount(soft_reboot.NEXT_ROOT):
+        soft_reboot.reset_live()
+
+
+def _restart(arguments: Namespace, reason: str, *, ready: bool, soft: bool) -> None:
+    """Reboot, if that was asked for and if something waits for it."""
+    from bootc.deploy import machine, soft_reboot
+
+    if not arguments.apply or not ready:
         return
-    if arguments.apply:
-        machine.reboot(REBOOT_FOR_UPDATE)
+    if soft:
+        soft_reboot.soft_reboot(reason)
+    else:
+        machine.reboot(reason)
 
 
 def rollback(arguments: Namespace) -> None:
-    from bootc.deploy import machine
     from bootc.deploy.rollback import rollback as roll_back
 
+    _check_soft_reboot(arguments)
     with opened() as sysroot:
         plan = roll_back(sysroot)
+        soft = False
+        if plan.reverting:
+            _forget_next_root(True)
+        else:
+            soft = _prepare(arguments, sysroot, plan.order[0].id)
     for line in plan.lines:
         render.say(line)
-    if arguments.apply:
-        machine.reboot(REBOOT_FOR_ROLLBACK)
+    _restart(arguments, REBOOT_FOR_ROLLBACK, ready=True, soft=soft)
 
 
 def delete_deployment(arguments: Namespace) -> None:
