@@ -3,7 +3,7 @@
 
 What is wrong is a list of findings, each with a kind (`Kind`), a path in the repository and mostly
 a detail; as text `fsck: KIND: PATH: DETAIL`. The order is metadata, objects, streams,
-images, sorted by name within each.
+images, sorted by name within each. Others may write meanwhile.
 
 * Objects are read completely. The kernel must have measured the digest that is the name, and finds
   no damaged block. An object without verity is an error in a secure repository; in another one its
@@ -300,18 +300,22 @@ class _Check:
         if entry.target is None:
             self.add(Kind.ENTRY_NOT_SYMLINK, entry.path)
             return False
-        if not self._leads_somewhere(entry):
-            return False
+        leads = self._leads_somewhere(entry)
+        if not leads:
+            return leads is None
         digest = refs.parse_target(entry.target, self.repo.algorithm)
         if digest is None:
             self.add(kind, entry.path, f"does not lead to an object: {entry.target}")
             return False
         return check(entry, digest)
 
-    def _leads_somewhere(self, entry: Found) -> bool:
+    def _leads_somewhere(self, entry: Found) -> bool | None:
+        """Whether there is a file behind the link; None if the link was removed meanwhile."""
         try:
             os.stat(entry.path, dir_fd=self.repo.fd)
         except FileNotFoundError:
+            if self.repo.links.target(entry.path) is None:
+                return None
             self.add(Kind.BROKEN_SYMLINK, entry.path)
         except OSError as error:
             self.add(Kind.STAT_FAILED, entry.path, error.strerror or str(error))
@@ -355,7 +359,8 @@ class _Check:
         for name in missing:
             self.add(Kind.MISSING_OBJECT_REF, entry.path, name)
         named = [(ref, target.hex()) for ref, target in stream.named_refs.items()]
-        broken = [(ref, name) for ref, name in named if name not in self.names]
+        absent = set(self._missing(stream.named_refs.values()))
+        broken = [(ref, name) for ref, name in named if name in absent]
         for ref, name in broken:
             self.add(Kind.MISSING_NAMED_REF, entry.path, f"ref {ref}: {name}")
         # What is missing is counted as such; the stream itself may be sound.
@@ -407,7 +412,12 @@ class _Check:
 
     def _missing(self, digests: Iterable[bytes]) -> list[str]:
         names = self.names
-        return [name for digest in digests if (name := digest.hex()) not in names]
+        absent = [name for digest in digests if (name := digest.hex()) not in names]
+        # A writer may have stored it since the names were read.
+        return [name for name in absent if not self._exists(name)]
+
+    def _exists(self, name: str) -> bool:
+        return os.access(f"objects/{name[:2]}/{name[2:]}", os.F_OK, dir_fd=self.repo.fd)
 
 
 def _has_objects(repo: Repository) -> bool:

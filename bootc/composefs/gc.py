@@ -95,6 +95,12 @@ class _Marks:
     def __init__(self, repo: Repository) -> None:
         self.live: set[bytes] = set()
         self._repo = repo
+        # References first: what they lead to stays, so that it is among the links read after them
+        # even if others write, as they may during a dry run.
+        self._references = {
+            category: list(repo.links.references(f"{category}/{REFS}"))
+            for category in (IMAGES, STREAMS)
+        }
         self._linked = {category: self._read_links(category) for category in (IMAGES, STREAMS)}
         self._streams = set(self._linked[STREAMS].values())
         self._followed: set[bytes] = set()
@@ -119,8 +125,8 @@ class _Marks:
         return [name for name, digest in self._linked[category].items() if digest not in self.live]
 
     def follow_references(self, ignore: Collection[str]) -> None:
-        for category in (IMAGES, STREAMS):
-            for entry in self._repo.links.references(f"{category}/{REFS}"):
+        for category, references in self._references.items():
+            for entry in references:
                 if entry.path in ignore:
                     continue
                 if entry.target is None:

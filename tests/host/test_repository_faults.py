@@ -363,3 +363,26 @@ def test_fsck_tells_what_cannot_be_read(tmp_path: Path, what: str, kinds: list[s
     if what != "content":
         assert re.search(r"error: cannot read .*: Input/output error\n", done.stderr)
         assert "nothing was deleted" in done.stderr
+
+
+def test_fsck_and_dry_runs_find_nothing_wrong_while_others_write(tmp_path: Path) -> None:
+    path = tmp_path / "repo"
+    with Repository.init(path, algorithm=Algorithm.SHA256, secure=False):
+        pass
+    script = """
+for turn in range(60):
+    with Repository.open(path) as repo:
+        store(repo, str(turn), b"content %d" % turn * 50)
+        repo.untag("tag")
+"""
+    with process.running(
+        [sys.executable, "-c", HEAD + script, str(path)], env={"PYTHONPATH": str(TOP)}
+    ) as child:
+        checks = 0
+        while child.poll() is None:
+            with Repository.open(path) as repo:
+                assert check_repository(repo, workers=1).findings == ()
+                collect_garbage(repo, dry_run=True)
+            checks += 1
+        assert child.returncode == 0
+    assert checks > 1
