@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from bootc.composefs.erofs_reader import collect_objects as collect_objects
     from bootc.composefs.erofs_reader import read_image as read_image
     from bootc.composefs.erofs_writer import write_image as write_image
+    from bootc.composefs.fsck import FsckReport as FsckReport
+    from bootc.composefs.fsck import check_repository as check_repository
+    from bootc.composefs.gc import GcResult as GcResult
+    from bootc.composefs.gc import collect_garbage as collect_garbage
     from bootc.composefs.karg import format_karg as format_karg
     from bootc.composefs.mount import ImageMount as ImageMount
     from bootc.composefs.mount import MountOptions as MountOptions
     from bootc.composefs.mount import Verity as Verity
     from bootc.composefs.mount import make_mount as make_mount
     from bootc.composefs.mount import mount_image as mount_image
+    from bootc.composefs.objects import ObjectCounts as ObjectCounts
+    from bootc.composefs.oci_fsck import OciReport as OciReport
+    from bootc.composefs.oci_fsck import check_images as check_images
     from bootc.composefs.repository import NotFoundError as NotFoundError
     from bootc.composefs.repository import Repository as Repository
     from bootc.composefs.scan import find_digest as find_digest
@@ -83,8 +90,12 @@ _HOMES = {
     "bootc.composefs.erofs_format": ("FormatVersion",),
     "bootc.composefs.erofs_reader": ("collect_objects", "read_image"),
     "bootc.composefs.erofs_writer": ("write_image",),
+    "bootc.composefs.fsck": ("FsckReport", "check_repository"),
+    "bootc.composefs.gc": ("GcResult", "collect_garbage"),
     "bootc.composefs.karg": ("format_karg",),
     "bootc.composefs.mount": ("ImageMount", "MountOptions", "Verity", "make_mount", "mount_image"),
+    "bootc.composefs.objects": ("ObjectCounts",),
+    "bootc.composefs.oci_fsck": ("OciReport", "check_images"),
     "bootc.composefs.repository": ("NotFoundError", "Repository"),
     "bootc.composefs.scan": ("find_digest", "scan_directory", "store_content"),
 }
