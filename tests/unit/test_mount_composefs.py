@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bootc import fs
 from bootc.composefs.cli import mount_composefs as tool
+from bootc.linux import fsverity
 
 Capture = pytest.CaptureFixture[str]
 USAGE = tool.USAGE.splitlines()[0]
@@ -135,3 +137,9 @@ def test_mount_failures_are_named(
 
     assert tool.main([real(image), str(tmp_path), "-o", real(options)]) == 1
     assert capsys.readouterr().err == f"mount.composefs: {real(problem)}\n"
+
+
+def test_file_system_without_verity_is_told_by_an_ioctl() -> None:
+    # A tmpfs has none, on any kernel.
+    with fs.open_directory("/dev/shm") as folder:
+        assert not fsverity.is_available(folder)

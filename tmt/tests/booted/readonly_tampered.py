@@ -129,6 +129,9 @@ def check_files(digest: str) -> None:
         booted.expect(read("whole") == content("whole"), "what was left alone can be read")
         for name in ("plain", "other", "device"):
             booted.expect_equal(read(name), "EIO", f"reading {name}")
+    tried = ("-o", f"basedir={OBJECTS},tryverity", image, TARGET)
+    with mounted(TARGET, "mount.composefs", *tried):
+        booted.expect_equal(read("plain"), "EIO", "reading plain by a mount that tries verity")
     unchecked = ("-o", f"basedir={OBJECTS}", image, TARGET)
     with mounted(TARGET, "mount.composefs", *unchecked):
         booted.expect(
