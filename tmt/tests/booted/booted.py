@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 REPOSITORY = "/sysroot/composefs"
+SCRIPTS = os.environ.get("TMT_SCRIPTS_DIR", "/var/lib/tmt/scripts")
 
 
 def output(*argv: str, check: bool = True) -> str:
@@ -101,3 +102,39 @@ def refusal(path: str) -> "int | None":
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def reboot_count() -> int:
+    """How often this test has rebooted the machine already."""
+    return int(os.environ["TMT_REBOOT_COUNT"])
+
+
+def reboot() -> NoReturn:
+    """Reboot and begin this test anew, with `reboot_count()` one higher."""
+    environment = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
+    code = subprocess.run(["tmt-reboot"], env=environment).returncode
+    raise RuntimeError(f"tmt-reboot came back with status {code}")
+
+
+def refused(*argv: str) -> str:
+    """The stderr of a program that must fail with exit status 1."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    print(done.stdout + done.stderr, flush=True)
+    if done.returncode != 1:
+        failed(f"{' '.join(argv)}: exit status {done.returncode}, must be 1")
+    return done.stderr
+
+
+def told(*argv: str) -> str:
+    """The stdout of a program that must succeed; stderr goes to ours."""
+    print(f"$ {' '.join(argv)}", flush=True)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    if done.returncode != 0:
+        failed(f"{' '.join(argv)}: exit status {done.returncode}")
+    return done.stdout
+
+
+def verity(entry: "dict[str, Any] | None") -> "str | None":
+    """The deployment id of an entry of the status."""
+    return None if entry is None else str(entry["composefs"]["verity"])

@@ -4,12 +4,10 @@
 
 import json
 import os
-import subprocess
 
 import booted
 
 MARKS = ("/etc/booted-test-mark", "/var/lib/booted-test-mark")
-SCRIPTS = os.environ.get("TMT_SCRIPTS_DIR", "/var/lib/tmt/scripts")
 
 
 def before() -> None:
@@ -21,9 +19,7 @@ def before() -> None:
             file.flush()
             os.fsync(file.fileno())
     print(f"marked {mark}", flush=True)
-    environment = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
-    status = subprocess.run(["tmt-reboot"], env=environment).returncode
-    raise RuntimeError(f"tmt-reboot came back with status {status}")
+    booted.reboot()
 
 
 def after() -> None:

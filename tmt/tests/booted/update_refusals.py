@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""update_refusals.py same|conflict|unknown|progress: what is refused changes nothing; no reboot."""
+
+import json
+import os
+import subprocess
+import sys
+
+import booted
+import derived_image
+
+FOLDER = "/var/lib/booted-update"
+
+
+def unchanged(before: "dict[str, object]") -> None:
+    booted.expect_equal(booted.status(), before, "the status")
+    entries = os.path.exists("/run/composefs/staged-deployment")
+    booted.expect(not entries, "nothing is staged")
+
+
+def same() -> None:
+    """The image that runs under another name, with one file more that is there already."""
+    before = booted.status()
+    digest = before["status"]["booted"]["image"]["imageDigest"]
+    with open("/usr/lib/os-release", "rb") as file:
+        release = file.read()
+    mode = os.stat("/usr/lib/os-release").st_mode & 0o7777
+    booted.expect_equal(mode, 0o644, "the mode of os-release, which the copy has")
+    # Equal in content but not in time: so an image that was switched to before is used.
+    layout = f"{FOLDER}/same"
+    derived_image.derive(digest, layout, {"usr/lib/os-release": release})
+    booted.told("bootc", "switch", "--transport", "oci", f"{layout}:latest")
+    staged = booted.status()["status"]["staged"]
+    copy = f"{FOLDER}/copy"
+    subprocess.run(["cp", "-r", layout, copy], check=True)
+    said = booted.refused("bootc", "switch", "--transport", "oci", f"{copy}:latest")
+    text = "same fs-verity digest as the existing staged deployment"
+    booted.expect(text in said, "the refusal says why")
+    booted.expect("hint: " in said, "and what to do")
+    booted.expect_equal(booted.status()["status"]["staged"], staged, "what is staged")
+    said = booted.told("bootc", "delete-deployment", str(booted.verity(staged)))
+    booted.expect("Deleted the staged deployment" in said, "the staged one can be deleted")
+    unchanged(before)
+
+
+def conflict() -> None:
+    before = booted.status()
+    digest = before["status"]["booted"]["image"]["imageDigest"]
+    layout = f"{FOLDER}/conflict"
+    derived_image.derive(digest, layout, {"etc/booted-conflict": b"a file\n"})
+    os.mkdir("/etc/booted-conflict")
+    said = booted.refused("bootc", "switch", "--transport", "oci", f"{layout}:latest")
+    os.rmdir("/etc/booted-conflict")
+    text = "Merge conflicts found in etc: Directory 'booted-conflict' now defaults to a file"
+    booted.expect(text in said, "the refusal names the path")
+    unchanged(before)
+
+
+def unknown() -> None:
+    before = booted.status()
+    said = booted.refused("bootc", "switch", "--transport", "oci", "/nonexistent")
+    booted.expect("hint: " in said, "an image that isn't there is refused with a hint")
+    said = booted.refused("bootc", "upgrade", "--from-downloaded")
+    booted.expect("No staged deployment found" in said, "nothing was downloaded")
+    said = booted.refused("bootc", "delete-deployment", "0" * 128)
+    booted.expect("is no deployment" in said, "a deployment that isn't there cannot be deleted")
+    running = str(booted.verity(before["status"]["booted"]))
+    said = booted.refused("bootc", "delete-deployment", running)
+    booted.expect("Cannot delete the booted deployment" in said, "nor can the booted one")
+    unchanged(before)
+
+
+def progress() -> None:
+    import schema_check
+
+    import bootc
+
+    package = os.path.dirname(bootc.__file__)
+    with open(f"{package}/data/schema/progress-v0.schema.json", encoding="utf-8") as file:
+        schema = json.load(file)
+    digest = booted.status()["status"]["booted"]["image"]["imageDigest"]
+    layout = f"{FOLDER}/progress"
+    derived_image.derive(digest, layout, {"usr/share/booted-progress": b"x" * 100000})
+    reader, writer = os.pipe()
+    argv = ["bootc", "switch", "--transport", "oci", "--progress-fd", str(writer)]
+    child = subprocess.Popen([*argv, f"{layout}:latest"], pass_fds=[writer])
+    os.close(writer)
+    with open(reader, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    booted.expect_equal(child.wait(), 0, "the exit status")
+    print("\n".join(lines), flush=True)
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        booted.expect_equal(schema_check.problems(record, schema), [], f"problems of {record}")
+    booted.expect_equal(records[0]["type"], "Start", "the first record")
+    tasks = list(dict.fromkeys(record["task"] for record in records[1:]))
+    booted.expect_equal(tasks, ["pulling", "importing", "staging"], "the tasks")
+    booted.expect_equal(records[-1]["steps"], records[-1]["stepsTotal"], "the last step")
+    staged = booted.status()["status"]["staged"]
+    booted.told("bootc", "delete-deployment", str(booted.verity(staged)))
+
+
+if __name__ == "__main__":
+    checks = {"same": same, "conflict": conflict, "unknown": unknown, "progress": progress}
+    booted.main(checks[sys.argv[1]])
