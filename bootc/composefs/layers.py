@@ -159,7 +159,7 @@ class _ImportInput:
             self._source,
             self._base + self._at,
             f"the layer unpacks to more than {self._max} bytes",
-            hint="raise the limit with --layer-max, if you trust the image",
+            hint="use a larger file system; or, if you trust the image, --layer-max",
         )
 
     def _cut(self) -> None:

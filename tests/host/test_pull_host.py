@@ -13,13 +13,14 @@ import pytest
 from bootc import process
 from bootc.composefs.assemble import assemble, commit_image, encode_image, transform_for_oci
 from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.fsck import check_repository
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.scan import find_digest, scan_directory, store_content
 from bootc.errors import BootcError
 from bootc.oci.layout import open_source
 from bootc.tree import walk
-from tests.ocibuild import write_layout
+from tests.ocibuild import END, folder, member, write_layout
 
 pytestmark = pytest.mark.root
 
@@ -121,6 +122,39 @@ def test_skopeo_proxy_failures_are_reported(tree: Path, tmp_path: Path) -> None:
             assert len(blob.read(1000)) == 1000
         with source.open_blob(layer) as blob:
             assert len(blob.read(1000)) == 1000
+
+
+def test_a_full_file_system_ends_a_pull_in_one_line(tmp_path: Path) -> None:
+    tars = [
+        folder(b"usr")
+        + b"".join(
+            member(b"usr/%d-%d" % (layer, number), b"%d %d " % (layer, number) * 4000)
+            for number in range(400)
+        )
+        + END
+        for layer in range(3)
+    ]
+    reference = write_layout(tmp_path / "oci", tars, how="gzip")
+    small = tmp_path / "small"
+    small.mkdir()
+    process.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(small)])
+    try:
+        with Repository.init(small / "r", algorithm=Algorithm.SHA256, secure=False) as repo:
+            with (
+                open_source(reference) as source,
+                pytest.raises(BootcError, match="No space left") as caught,
+            ):
+                pull(repo, source, reference=reference, tag="t", unpacked_max=1 << 30)
+            assert "make room" in str(caught.value.hint)
+            assert check_repository(repo).ok
+            assert list(repo.tags()) == []
+            assert not any(name.startswith(".") for name in os.listdir(small / "r/objects"))
+        process.run(["mount", "-o", "remount,size=64m", str(small)])
+        with Repository.open(small / "r") as repo, open_source(reference) as source:
+            pull(repo, source, reference=reference, tag="t")
+            assert check_repository(repo).ok
+    finally:
+        process.run(["umount", str(small)])
 
 
 def cfsctl(*args: str) -> process.Completed:

@@ -171,6 +171,26 @@ def test_an_expected_digest_is_searched_for(cfsctl: Cfsctl, tmp_path: Path) -> N
     assert "u" not in cfsctl("oci", "images").split()
 
 
+def test_a_repository_of_two_formats_gets_images_of_both(cfsctl: Cfsctl, tmp_path: Path) -> None:
+    meta = cfsctl.repo / "meta.json"
+    value = json.loads(meta.read_text())
+    value["erofs_formats"]["extra"] = [2]
+    meta.write_text(json.dumps(value))
+    said = pulled(cfsctl, write_layout(tmp_path / "oci", [system_tar()]), "t", "--bootable")
+    wanted = {
+        cfsctl(f"--erofs-version={version}", "oci", "compute-id", "t", *options).strip()
+        for version in (1, 2)
+        for options in ((), ("--bootable",))
+    }
+    links = {path.name for path in (cfsctl.repo / "images").iterdir() if path.is_symlink()}
+    assert links == wanted
+    assert len(wanted) == 4
+    assert said["Boot image"] == cfsctl("oci", "compute-id", "--bootable", "t").strip()
+    # The config keeps all of them alive.
+    cfsctl("gc")
+    assert {path.name for path in (cfsctl.repo / "images").iterdir()} >= wanted
+
+
 def test_an_artifact_is_kept_but_has_no_tree(cfsctl: Cfsctl, tmp_path: Path) -> None:
     layout = tmp_path / "art"
     layers = [

@@ -10,7 +10,9 @@ is asked for by tag is believed as far as the repository itself is.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import time
 
 from bootc import jsonutil, log
 from bootc.composefs.assemble import XattrMode, assemble, encode_image, transform_for_boot
@@ -25,6 +27,15 @@ from bootc.composefs.cli.common import (
 )
 from bootc.composefs.digest import digest_bytes
 from bootc.composefs.dumpfile import dump_lines
+from bootc.composefs.progress import (
+    Done,
+    Event,
+    Message,
+    OnProgress,
+    Progress,
+    Skipped,
+    Started,
+)
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import (
     PulledImage,
@@ -40,7 +51,34 @@ from bootc.jsonutil import Json
 from bootc.oci.model import check_digest, read_config, read_manifest
 from bootc.tree import Directory
 
+_log = logging.getLogger(__name__)
+_REPORT_EVERY = 5.0
 _LOCAL_FETCH = ("disabled", "auto", "if-possible", "zerocopy", "zero-copy")
+
+
+def _reporter() -> OnProgress:
+    """Says on stderr what a person should know, and every few seconds how far the pull is."""
+    totals: dict[str, int] = {}
+    fetched: dict[str, int] = {}
+    last = time.monotonic()
+
+    def report(event: Event) -> None:
+        nonlocal last
+        match event:
+            case Message(text=text):
+                _log.info("%s", text)
+            case Started(id=id, total=total):
+                totals[id] = total or 0
+            case Progress(id=id, fetched=done):
+                fetched[id] = done
+                if time.monotonic() - last >= _REPORT_EVERY:
+                    last = time.monotonic()
+                    mebibytes = [sum(found.values()) >> 20 for found in (fetched, totals)]
+                    _log.info("  %d of %d MiB of the layers that were begun", *mebibytes)
+            case Skipped() | Done():
+                pass
+
+    return report
 
 
 def _pull(args: argparse.Namespace) -> None:
@@ -66,7 +104,13 @@ def _pull(args: argparse.Namespace) -> None:
             log.step(f"pull {args.image}"),
             open_source(args.image, options) as source,
         ):
-            pulled = pull(repo, source, reference=args.image, unpacked_max=args.layer_max)
+            pulled = pull(
+                repo,
+                source,
+                reference=args.image,
+                unpacked_max=args.layer_max,
+                on_progress=_reporter(),
+            )
         with log.step("write the composefs image"):
             done = commit_pulled(
                 repo, pulled, bootable=args.bootable, expected=args.expected_digest
