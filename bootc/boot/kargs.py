@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,6 +125,8 @@ def architecture(machine: str | None = None) -> str:
 
 def parse_fragment(text: str, source: str, arch: str) -> list[str]:
     """The arguments of one `kargs.d` file for a machine of `arch`."""
+    import tomllib  # start-up time: only who has such files needs it
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

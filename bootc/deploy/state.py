@@ -23,7 +23,6 @@ it nothing is staged. In a reference, a registry's transport reads `docker://`.
 
 from __future__ import annotations
 
-import configparser
 import os
 from dataclasses import dataclass, replace
 
@@ -78,23 +77,42 @@ def _scheme(image: ImageReference) -> str:
 
 def parse_origin(text: str, source: str) -> Origin:
     """Read an origin file; `source` names it in a `FormatError`."""
-    parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
-    try:
-        parser.read_string(text, source)
-    except configparser.Error as error:
-        raise FormatError(source, None, f"is not an INI file: {error.message}") from error
-    reference = parser.get("origin", "container-image-reference", fallback=None)
+    table = _read_ini(text, source)
+    reference = table.get(("origin", "container-image-reference"))
     if not reference:
         raise FormatError(source, "origin.container-image-reference", "is missing")
-    kind = parser.get("boot", "boot_type", fallback="")
+    kind = table.get(("boot", "boot_type"), "")
     if kind not in ("bls", "uki"):
         raise FormatError(source, "boot.boot_type", f"{kind!r} is neither bls nor uki")
     return Origin(
         image=_parse_reference(reference, source),
         boot_type=BootType.BLS if kind == "bls" else BootType.UKI,
-        boot_digest=parser.get("boot", "digest", fallback=None),
-        manifest_digest=parser.get("image", "manifest_digest", fallback=None),
+        boot_digest=table.get(("boot", "digest")),
+        manifest_digest=table.get(("image", "manifest_digest")),
     )
+
+
+def _read_ini(text: str, source: str) -> dict[tuple[str, str], str]:
+    """(section, key) → value; of two the last. Lines that begin with `#` or `;` are comments.
+
+    By hand: `configparser` takes as long to import as all else that reads an origin.
+    """
+    found: dict[tuple[str, str], str] = {}
+    section: str | None = None
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[" and line[-1] == "]":
+            section = line[1:-1]
+            continue
+        key, equals, value = line.partition("=")
+        if section is None or not equals or not key.strip():
+            raise FormatError(
+                source, f"line {number}", "is not an INI file: no section or key=value"
+            )
+        found[section, key.strip().lower()] = value.strip()
+    return found
 
 
 def _parse_reference(text: str, source: str) -> ImageReference:
@@ -125,7 +143,7 @@ def read_origin(root: str, deployment: str) -> Origin | None:
     """The origin of a deployment below the physical root, or None without the file."""
     path = f"{root}/{paths.origin_file(deployment)}"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return parse_origin(file.read(), path)
     except FileNotFoundError:
         return None

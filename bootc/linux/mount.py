@@ -2,7 +2,6 @@
 """Context managers around mounts, and the names of the mount API (libc, newmount) in one place."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -74,6 +73,8 @@ def mounted_temporarily(
     source: str, fstype: str, *, flags: int = 0, data: str = ""
 ) -> Iterator[str]:
     """Like `mounted`, at a fresh folder that goes with it."""
+    import tempfile  # start-up time: it brings random and hashlib
+
     target = tempfile.mkdtemp(prefix="bootc-mount-")
     try:
         with mounted(source, target, fstype, flags=flags, data=data):

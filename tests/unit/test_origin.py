@@ -65,7 +65,8 @@ def test_references(reference: str, expected: ImageReference) -> None:
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("nothing", None),
+        ("nothing", "line 1"),
+        ("[origin]\n=value\n", "line 2"),
         ("[boot]\nboot_type=bls\n", "origin.container-image-reference"),
         (
             "[origin]\ncontainer-image-reference=ostree-unverified-image:nope\n[boot]\nboot_type=bls\n",
