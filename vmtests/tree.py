@@ -99,10 +99,15 @@ def _export(image: BuiltImage, folder: Path) -> None:
         tempfile.TemporaryDirectory(prefix="layout-", dir=folder) as scratch,
     ):
         layout = Path(scratch) / "oci"
-        target = ["--format=oci-dir", "--uncompressed", "--quiet", "--output", str(layout)]
-        podman.podman("save", *target, image.name, timeout=600)
-        _name_layout(layout)
+        save_layout(image, layout)
         make_ext4(Path(scratch), folder / "layout.ext4", _tree_size(layout) + (32 << 20), "layout")
+
+
+def save_layout(image: BuiltImage, folder: Path) -> None:
+    """Write `image` to the new folder `folder` as an OCI layout of plain layers, tag `image`."""
+    target = ["--format=oci-dir", "--uncompressed", "--quiet", "--output", str(folder)]
+    podman.podman("save", *target, image.name, timeout=600)
+    _name_layout(folder)
 
 
 def _name_layout(layout: Path) -> None:
