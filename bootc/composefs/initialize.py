@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 
 from bootc import fs
@@ -102,6 +101,8 @@ def upgrade(fd: int, path: str, *, allowed: bool) -> tuple[Metadata, bool]:
 
 def reset(fd: int, path: str) -> None:
     """Remove all but the objects of the repository `fd`, which is locked exclusively."""
+    import shutil  # rarely needed, and slow to import
+
     removed = []
     try:
         for name in (IMAGES, STREAMS):
