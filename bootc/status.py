@@ -23,12 +23,12 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from bootc import paths
-from bootc.composefs.repository import Repository
-from bootc.composefs.stored import load_image
-from bootc.deploy import soft_reboot_check, state
-from bootc.deploy.soft_reboot_check import has_same_kernel
+from bootc import jsonutil, paths
+from bootc.composefs.documents import Documents, find_documents
+from bootc.deploy import state
+from bootc.deploy.soft_reboot_check import has_same_kernel, is_selinux_on
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import (
     Deployment,
@@ -41,7 +41,6 @@ from bootc.deploy.sysroot import (
 )
 from bootc.errors import BootcError
 from bootc.linux import blockdev
-from bootc.oci.model import read_config, read_manifest
 from bootc.oci.reference import ImageReference
 from bootc.spec import (
     BootEntry,
@@ -54,6 +53,9 @@ from bootc.spec import (
     ImageStatus,
     UsrOverlay,
 )
+
+if TYPE_CHECKING:
+    from bootc.composefs.repository import Repository
 
 _log = logging.getLogger(__name__)
 _VERSION = "org.opencontainers.image.version"
@@ -174,7 +176,7 @@ class _Reader:
         origin = item.origin
         is_uki = item.entry is not None and (item.entry.efi or item.entry.uki) is not None
         return BootEntry(
-            image=self._image(origin) if origin else None,
+            image=self._image(item, origin) if origin else None,
             soft_reboot_capable=booted is not None and self._can_follow(item, booted),
             download_only=locked,
             composefs=ComposefsEntry(
@@ -191,20 +193,24 @@ class _Reader:
     def _can_follow(self, item: Deployment, booted: Deployment) -> bool:
         if not has_same_kernel(booted, item):
             return False
-        on = soft_reboot_check.is_selinux_on() if self._selinux is None else self._selinux
-        if not on:
+        if not (is_selinux_on() if self._selinux is None else self._selinux):
             return True
         repo = self._open()
         if repo is None:
             return False
+        from bootc.deploy import selinux_policy  # start-up time, as below
+
         if self._policy is None:
             current = self._sysroot.current
-            self._policy = (soft_reboot_check.policy_of_root(current, repo.algorithm),)
-        return soft_reboot_check.has_same_policy(repo, self._policy[0], item.id)
+            self._policy = (selinux_policy.policy_of_root(current, repo.algorithm),)
+        return selinux_policy.has_same_policy(repo, self._policy[0], item.id)
 
     # -- Images
 
     def _open(self) -> Repository | None:
+        """The repository; most questions are answered without it."""
+        from bootc.composefs.repository import Repository  # half of the start-up time
+
         if self._repository is None:
             try:
                 found = Repository.open(self._sysroot.repository, upgrade=True)
@@ -214,55 +220,74 @@ class _Reader:
             self._repository = self._stack.enter_context(found)
         return self._repository
 
-    def _image(self, origin: Origin) -> ImageStatus | None:
+    def _image(self, item: Deployment, origin: Origin) -> ImageStatus | None:
         """What the repository knows of an image."""
-        digest = origin.manifest_digest
+        digest = origin.manifest_digest or self._old_digest(item)
         if digest is None:
-            _log.warning("the origin of %s names no manifest", origin.image)
+            _log.warning("nobody knows which image of %s it was", origin.image)
             return None
         if digest not in self._images:
             self._images[digest] = self._load(origin.image, digest)
         details = self._images[digest]
         return None if details is None else details(origin.image)
 
-    def _load(self, reference: ImageReference, digest: str) -> _Details | None:
+    def _old_digest(self, item: Deployment) -> str | None:
+        from bootc.deploy import legacy  # start-up time; origins have named it for long
+
         repo = self._open()
-        if repo is None:
-            return None
+        return legacy.find_manifest_digest(repo, self._sysroot.root, item) if repo else None
+
+    def _load(self, reference: ImageReference, digest: str) -> _Details | None:
         try:
-            image = load_image(repo, f"@{digest}")
-            return _read_details(digest, image.manifest, image.config)
+            documents = find_documents(self._sysroot.repository, digest)
+            if documents is None:
+                documents = self._load_slowly(digest)
+            return None if documents is None else _read_details(digest, documents)
         except (BootcError, OSError) as error:
             _log.warning("%s is not in the repository: %s", reference, error)
             return None
+
+    def _load_slowly(self, digest: str) -> Documents | None:
+        """By the repository: it knows older formats, and why something cannot be read."""
+        from bootc.composefs.stored import load_image  # start-up time
+
+        repo = self._open()
+        if repo is None:
+            return None
+        image = load_image(repo, f"@{digest}")
+        return Documents(
+            manifest=jsonutil.read_object(image.manifest, f"manifest {digest}"),
+            config=jsonutil.read_object(image.config, f"config of {digest}"),
+        )
 
 
 _Details = Callable[[ImageReference], ImageStatus]
 
 
-def image_status(
-    reference: ImageReference, digest: str, manifest: bytes, config: bytes
-) -> ImageStatus:
-    """The record of an image by its manifest and config.
+def _read_details(digest: str, documents: Documents) -> _Details:
+    """What several deployments of the same image have in common: all but the reference.
 
     The version is the manifest's annotation; when that is missing, the config's label.
     """
-    return _read_details(digest, manifest, config)(reference)
-
-
-def _read_details(digest: str, manifest: bytes, config: bytes) -> _Details:
-    """What several deployments of the same image have in common: all but the reference."""
-    annotations = read_manifest(manifest, digest).annotations
-    settings = read_config(config, f"config of {digest}")
-    version = annotations.get(_VERSION) or settings.version or settings.labels.get("version")
+    annotations = documents.manifest.optional_table("annotations")
+    inner = documents.config.optional_table("config")
+    labels = inner.optional_table("Labels") if inner else None
+    found = [
+        table.optional_text(key)
+        for table, key in ((annotations, _VERSION), (labels, _VERSION), (labels, "version"))
+        if table is not None
+    ]
+    version = next((text for text in found if text), None)
+    architecture = documents.config.text("architecture")
+    created = documents.config.optional_text("created")
 
     def make(reference: ImageReference) -> ImageStatus:
         return ImageStatus(
             image=reference,
             digest=digest,
-            architecture=settings.architecture,
+            architecture=architecture,
             version=version,
-            timestamp=settings.created,
+            timestamp=created,
         )
 
     return make

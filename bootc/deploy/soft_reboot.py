@@ -23,7 +23,7 @@ from bootc import process
 from bootc.boot import kargs
 from bootc.composefs.erofs_image import ErofsImage
 from bootc.composefs.repository import Repository
-from bootc.deploy import machine, soft_reboot_check
+from bootc.deploy import machine, selinux_policy, soft_reboot_check
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
 from bootc.initramfs import cmdline, setup_root
@@ -55,8 +55,8 @@ def why_not(sysroot: Sysroot, deployment: str, *, selinux: bool | None = None) -
     on = soft_reboot_check.is_selinux_on() if selinux is None else selinux
     if on:
         with Repository.open(sysroot.repository, insecure=sysroot.insecure) as repo:
-            policy = soft_reboot_check.policy_of_root(sysroot.current, repo.algorithm)
-            if not soft_reboot_check.has_same_policy(repo, policy, target.id):
+            policy = selinux_policy.policy_of_root(sysroot.current, repo.algorithm)
+            if not selinux_policy.has_same_policy(repo, policy, target.id):
                 return "its SELinux policy is another one than the running one"
     return None
 
@@ -153,7 +153,7 @@ def _config_of(sysroot: Sysroot, deployment: str) -> Iterator[str]:
     ):
         image = ErofsImage(repo.read_image(deployment), deployment[:16])
         path = setup_root.CONFIG.lstrip("/")
-        data = soft_reboot_check.read_file(repo, image, path, _CONFIG_MAX)
+        data = selinux_policy.read_file(repo, image, path, _CONFIG_MAX)
         copy = f"{folder}/setup-root-conf.toml"
         if data is not None:
             with open(copy, "wb") as file:

@@ -15,7 +15,7 @@ from bootc.boot import menu
 from bootc.cli import render
 from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.composefs.repository import Repository
-from bootc.deploy import soft_reboot_check, state
+from bootc.deploy import selinux_policy, state
 from bootc.deploy.sysroot import booted_deployment, find_cmdline, read_menu
 from bootc.errors import BootcError
 from bootc.spec import BootEntry, BootOrder, BootType, Host, UsrOverlay
@@ -222,11 +222,11 @@ def test_another_selinux_policy_needs_a_whole_reboot(machine: MockMachine) -> No
 def test_policies_are_known_by_their_digests(machine: MockMachine) -> None:
     _, two = install(machine, "1", "2", extra=_with_policy(b"tiny"))
     expected = digest_bytes(b"tiny", Algorithm.SHA512)
-    assert soft_reboot_check.policy_of_root(str(machine.current)) == expected
+    assert selinux_policy.policy_of_root(str(machine.current)) == expected
     with Repository.open(machine.sysroot.repository) as repo:
-        assert soft_reboot_check.policy_of_image(repo, two) == expected
-        assert not soft_reboot_check.has_same_policy(repo, expected, "0" * 128)
-    assert soft_reboot_check.policy_of_root(str(machine.path)) is None
+        assert selinux_policy.policy_of_image(repo, two) == expected
+        assert not selinux_policy.has_same_policy(repo, expected, "0" * 128)
+    assert selinux_policy.policy_of_root(str(machine.path)) is None
 
 
 # -- Damage
@@ -246,14 +246,15 @@ def test_an_entry_without_origin_is_left_out(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "[origin]\n", "[origin]\ncontainer-image-reference=x\n", "\0", "[a]\nb=%(c)s"]
+    "text",
+    [b"", b"[", b"[origin]\n", b"[origin]\ncontainer-image-reference=x\n", b"\0", b"\xff\xfe["],
 )
 def test_a_damaged_origin_is_as_good_as_none(
-    machine: MockMachine, caplog: pytest.LogCaptureFixture, text: str
+    machine: MockMachine, caplog: pytest.LogCaptureFixture, text: bytes
 ) -> None:
     one, two = install(machine, "1", "2")
     for deployment in (one, two):
-        (machine.root / paths.origin_file(deployment)).write_text(text)
+        (machine.root / paths.origin_file(deployment)).write_bytes(text)
     host = read(machine)
     assert verity(host.status.booted) == one
     assert host.status.booted is not None
