@@ -30,6 +30,7 @@ from types import FrameType
 from typing import Any
 
 from bootc.errors import BootcError
+from bootc.linux import libc
 from bootc.process import need_program
 from vmtests import lease
 
@@ -152,11 +153,17 @@ class Hypervisor:
 
     @contextmanager
     def translated(self, what: str) -> Iterator[None]:
-        """libvirt's exceptions as ours."""
+        """libvirt's exceptions as ours, and an interrupt in the middle of a call as itself."""
         try:
             yield
         except self.lv.libvirtError as error:
             raise BootcError(f"{what}: {error.get_error_message() or error}") from error
+        except SystemError as error:
+            # The bindings return to Python with what a signal handler raised still pending.
+            raised = error.__cause__ or error.__context__
+            if raised is None or isinstance(raised, Exception):
+                raise
+            raise raised from None
 
     def qemu_version(self) -> tuple[int, int, int]:
         number = self.versions()[0]
@@ -257,7 +264,11 @@ def open_hypervisor(uri: str | None, root: Path, *, patience: float = 20.0) -> I
         stack.callback(connection.close)
         stack.enter_context(_ending_signals())
         hypervisor = Hypervisor(uri, root, connection, lv, lv_qemu)
-        if not hypervisor.embedded:
+        if hypervisor.embedded:
+            # libvirt puts QEMU into the background, and waits half a minute for one that ended
+            # until its parent took notice. Process 1 of a container often never does: see `reap`.
+            libc.set_child_subreaper()
+        else:
             _sweep_daemon(hypervisor)
         yield hypervisor
 

@@ -25,8 +25,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -186,6 +188,16 @@ def find_qemu(folder: Path, name: str) -> Process | None:
         return None
     mine = any(word.startswith(f"guest={name},".encode()) for word in argv)
     return find_process(pid) if mine else None
+
+
+def reap(process: Process) -> None:
+    """Take notice of the end of `process`, a QEMU of ours, whenever that comes."""
+
+    def wait() -> None:
+        with suppress(ChildProcessError):  # somebody else's child
+            os.waitpid(process.pid, 0)
+
+    threading.Thread(target=wait, name=f"reap-{process.pid}", daemon=True).start()
 
 
 def end_process(process: Process, *, patience: float = 5.0) -> None:

@@ -371,6 +371,11 @@ def start_machine(
                 retries -= 1
         keep = persistent
         yield machine
+    except BaseException:
+        # What it was to make is given up: QEMU need not take the time to write its disks.
+        if machine.lease.qemu is not None and not persistent:
+            leases.end_process(machine.lease.qemu, patience=0)
+        raise
     finally:
         if keep:
             machine.log_out()
@@ -432,6 +437,7 @@ def adopt(hypervisor: Hypervisor, machine: Machine, domain: Domain) -> None:
         raise BootcError(
             f"QEMU of {machine.name} is gone or not visible{': ' + said if said else ''}"
         )
+    leases.reap(process)
     port = None if machine.lease.key is None else add_forward(domain)
     machine.lease = replace(machine.lease, qemu=process, port=port)
     leases.write_lease(hypervisor.root, machine.lease)

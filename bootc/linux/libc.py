@@ -40,6 +40,8 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MNT_DETACH = 2
 
+PR_SET_CHILD_SUBREAPER = 36
+
 RB_AUTOBOOT = 0x01234567
 RB_HALT = 0xCDEF0123
 RB_POWER_OFF = 0x4321FEDC
@@ -142,4 +144,10 @@ def finit_module(fd: int, parameters: str = "") -> None:
 def reboot(how: int) -> None:
     """reboot(2) with one of RB_*: at once, so sync first."""
     if _libc.reboot(ctypes.c_int(how & 0xFFFFFFFF)) < 0:
+        raise fail()
+
+
+def set_child_subreaper() -> None:
+    """Become the parent of descendants whose own parent ends, in place of process 1."""
+    if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise fail()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,3 +153,26 @@ USERNET = """Hub -1 (hostnet0):
 def test_the_port_that_the_kernel_chose_is_read() -> None:
     assert forwarded_ports(USERNET) == [38863]
     assert forwarded_ports("") == []
+
+
+_SUBREAPER = """
+import subprocess, sys, time
+from pathlib import Path
+from bootc.linux import libc
+from vmtests import lease
+libc.set_child_subreaper()
+shell = "sleep 0.5 >/dev/null & echo $!"
+pid = int(subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, check=True).stdout)
+orphan = lease.find_process(pid)
+lease.reap(orphan)
+for _ in range(1000):
+    if not Path(f"/proc/{pid}").exists():
+        print("taken notice of")
+        break
+    time.sleep(0.01)
+"""
+
+
+def test_orphaned_process_leaves_no_zombie() -> None:
+    done = process.run([sys.executable, "-c", _SUBREAPER], timeout=60)
+    assert done.stdout == "taken notice of\n", done.stderr
