@@ -78,14 +78,7 @@ class Policy:
 
     def find_label(self, path: bytes, kind: bytes) -> bytes | None:
         """The label of `path` (absolute; `kind` is a type letter), or None."""
-        folder = path[: path.rfind(b"/") + 1]
-        near = self._near.get(folder)
-        if near is None:
-            near = self._near[folder] = [
-                rule
-                for rule in reversed(self.rules)
-                if folder.startswith(rule.prefix) or rule.prefix.startswith(folder)
-            ]
+        near = self._find_near(path[: path.rfind(b"/") + 1])
         for rule in near:
             if (
                 (rule.kind is None or rule.kind == kind)
@@ -94,6 +87,25 @@ class Policy:
             ):
                 return rule.context
         return None
+
+    def _find_near(self, folder: bytes) -> list[Rule]:
+        """The rules that can match something in `folder` (it ends with a slash), last one first.
+
+        They are among those of the folder above it, so each level has fewer to look at.
+        """
+        missing: list[bytes] = []
+        at = folder
+        while at not in self._near and at:
+            missing.append(at)
+            at = at[: at.rfind(b"/", 0, -1) + 1]
+        near = self._near[at] if at in self._near else self.rules[::-1]
+        for below in reversed(missing):
+            near = self._near[below] = [
+                rule
+                for rule in near
+                if below.startswith(rule.prefix) or rule.prefix.startswith(below)
+            ]
+        return near
 
 
 def literal_prefix(regex: bytes) -> bytes:
