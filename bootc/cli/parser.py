@@ -2,7 +2,8 @@
 """The command line of `bootc`: verbs, options, and which options exclude each other.
 
 Verbs that exist in bootc and are not written here yet are known to the parser; `commands` says
-"not yet" for them. Help texts are the user's manual: one line each.
+"not yet" for them. Help texts are the user's manual: one line each. Modules with the choices of an
+option are imported by who offers it, because start-up time is felt.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ import argparse
 from collections.abc import Sequence
 
 from bootc import __version__
-from bootc.install.options import BlockSetup, Replace, RootFilesystem
-from bootc.oci.reference import Transport
-from bootc.spec import Bootloader
 
 Namespace = argparse.Namespace
 
@@ -44,7 +42,9 @@ NOT_YET_INTERNALS = (
 
 def parse(argv: Sequence[str]) -> Namespace:
     """Parse, or exit with status 2 as argparse does; `verb` is the path of words (`install.…`)."""
-    found, rest = build().parse_known_args(list(argv))
+    # Only the verb's own parser, if it is known at once: all of them take longer than `status`.
+    top = build(argv[0] if argv else None)
+    found, rest = top.parse_known_args(list(argv))
     if rest and not getattr(found, "not_yet", False):
         build().error(f"unrecognized arguments: {' '.join(rest)}")
     _check_conflicts(found)
@@ -79,8 +79,8 @@ def _check_conflicts(found: Namespace) -> None:
             build().error("argument --uki-addon: needs --composefs-backend")
 
 
-def build() -> argparse.ArgumentParser:
-    """The whole parser."""
+def build(verb: str | None = None) -> argparse.ArgumentParser:
+    """The whole parser; with `verb`, maybe only what parses a command line that begins with it."""
     top = argparse.ArgumentParser(
         prog="bootc",
         description="Install, boot and update whole operating systems from container images.",
@@ -88,6 +88,10 @@ def build() -> argparse.ArgumentParser:
     )
     top.add_argument("-V", "--version", action="version", version=f"bootc {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
+    one = {"status": _add_status, "install": _add_install, "internals": _add_internals}
+    if verb in one:
+        one[verb](verbs)
+        return top
     _add_status(verbs)
     _add_updates(verbs)
     _add_upkeep(verbs)
@@ -129,6 +133,8 @@ def _add_status(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verbs that change what is booted next."""
+    from bootc.oci.reference import Transport
+
     for name in ("upgrade", "update"):
         one = verbs.add_parser(
             name, help="stage what the image that is followed has become", allow_abbrev=False
@@ -228,6 +234,8 @@ def _add_upkeep_internals(kinds: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from bootc.install.options import BlockSetup, Replace, RootFilesystem
+
     install = verbs.add_parser("install", help="put an image onto a disk or a file system")
     kinds = install.add_subparsers(metavar="KIND", required=True)
     disk = kinds.add_parser(
@@ -264,6 +272,8 @@ def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_shared(one: argparse.ArgumentParser) -> None:
     """The options of §source, §target, §config and §composefs that all installs share."""
+    from bootc.spec import Bootloader
+
     one.add_argument("--source-imgref", metavar="REF", help="the image: oci:PATH[:TAG], docker://…")
     one.add_argument("--target-imgref", metavar="IMAGE", help="where updates come from")
     one.add_argument("--target-transport", metavar="NAME", help="of --target-imgref (registry)")
