@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -100,7 +100,8 @@ WORKS = {"write": WRITE, "collect": COLLECT, "reset": RESET, "ensure": ENSURE}
 class Lab:
     """A repository with something in it and garbage beside it, copied for each run."""
 
-    def __init__(self, folder: Path, work: str) -> None:
+    def __init__(self, folder: Path, work: str, fake: Mapping[str, str] | None = None) -> None:
+        self.fake = fake or {}
         self.strace = process.need_program("strace", hint="apt-get install -y strace")
         self.folder = folder
         self.name = work
@@ -131,7 +132,7 @@ class Lab:
 
     def go(self, *prefix: str) -> process.Completed:
         argv = [*prefix, sys.executable, str(self.program), str(self.path), str(self.source)]
-        env = {"PYTHONPATH": str(TOP), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {"PYTHONPATH": str(TOP), "PYTHONDONTWRITEBYTECODE": "1", **self.fake}
         return process.run(argv, env=env, check=False, timeout=120)
 
     def count_calls(self) -> dict[str, int]:
@@ -167,8 +168,25 @@ class Lab:
 @pytest.mark.parametrize("work", WORKS)
 @pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=ENOSPC", "error=EIO"])
 def test_repository_survives_a_fault_at_every_step(tmp_path: Path, work: str, fault: str) -> None:
-    lab = Lab(tmp_path, work)
+    run_with_faults(Lab(tmp_path, work), fault)
+
+
+@pytest.mark.parametrize(
+    "fake",
+    [{"FAKE_NO_TMPFILE": "1"}, {"FAKE_NO_TMPFILE": "1", "FAKE_NO_FLAGS": "1", "FAKE_VERITY": "1"}],
+    ids=["no tmpfile", "no tmpfile, no flags, verity"],
+)
+def test_repository_survives_on_other_file_systems(
+    tmp_path: Path, file_system_library: Path, fake: dict[str, str]
+) -> None:
+    preloaded = {"LD_PRELOAD": str(file_system_library), **fake}
+    run_with_faults(Lab(tmp_path, "write", preloaded), "signal=SIGKILL")
+
+
+def run_with_faults(lab: Lab, fault: str) -> None:
+    """Do the work as often as it makes calls, each time with the fault at another one."""
     calls = lab.count_calls()
+    work = lab.name
     assert sum(calls.values()) >= {"write": 20, "collect": 7, "reset": 8, "ensure": 4}[work]
     failed = 0
     for name, count in calls.items():

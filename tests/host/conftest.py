@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What several tests of the host need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bootc import process
+
+SOURCE = Path(__file__).parent / "data/file_system.c"
+
+
+@pytest.fixture(scope="session")
+def file_system_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that, preloaded, makes the file system another one; its source says which."""
+    compiler = process.need_program("cc", hint="apt-get install -y gcc libc6-dev")
+    made = tmp_path_factory.mktemp("library") / "file_system.so"
+    flags = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
+    process.run([compiler, *flags, "-o", str(made), str(SOURCE)])
+    return made
