@@ -216,13 +216,15 @@ def find_image_objects(data: bytes, algorithm: Algorithm, source: str) -> set[by
     metacopy = re.compile(
         rb"overlay\.metacopy(?=%s(.{%d}))" % (re.escape(head), size), flags=re.DOTALL
     )
-    redirect = re.compile(
-        rb"overlay\.redirect(?=/(?:[^\0]{0,255}?/)?([0-9a-f]{2})/([0-9a-f]{%d}))" % (2 * size - 2),
-        flags=re.IGNORECASE,
-    )
     found = set(metacopy.findall(data))
-    paths = {first + rest for first, rest in redirect.findall(data)}
-    return found | {bytes.fromhex(path.decode("ascii")) for path in paths}
+    # A redirect ends with the object's path; what is before it may be long, and anything.
+    for match in re.finditer(rb"/([0-9a-fA-F]{%d})" % (2 * size - 2), data):
+        begin = match.start() - 2
+        try:
+            found.add(bytes.fromhex((data[begin : begin + 2] + match[1]).decode("ascii")))
+        except ValueError:
+            continue
+    return {digest for digest in found if len(digest) == size}
 
 
 def read_verified(repo: Repository, digest: bytes) -> bytes:

@@ -263,6 +263,12 @@ def test_gc_finds_what_the_reader_finds_in_an_image(
     # A text that looks like the beginning of an attribute must not hide the real one behind it.
     trap = b"overlay.metacopy" + bytes((0, 4 + algorithm.size, 0, algorithm.kernel))
     root.entries[b"trap"] = Leaf(Stat(), Inline(trap))
+    for number, base in enumerate((b"a\0b/", b"x" * 300 + b"/", b"/", b"\n/")):
+        digest = bytes((number,)) * algorithm.size
+        wanted.add(digest)
+        root.entries[b"strange%d" % number] = Leaf(
+            Stat(), External(9, None, base + object_path(digest).encode())
+        )
     data = write_image(root, version=version, algorithm=algorithm)
     assert collect_objects(data) == wanted
     assert find_image_objects(data, algorithm, "image") >= wanted
