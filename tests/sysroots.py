@@ -13,6 +13,7 @@ and the /usr/lib/bootc of the booted deployment. A reboot empties /run.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -92,6 +93,38 @@ class MockMachine:
         )
         with Repository.init(self.root / paths.REPOSITORY, secure=False):
             pass
+
+    def copied(self, path: Path) -> MockMachine:
+        """This machine once more, in the new folder `path`; images are not copied."""
+        path.mkdir(parents=True)
+        for one in (self.root, self.esp, self.run):
+            shutil.copytree(one, path / one.name, symlinks=True)
+        (path / self.current.name).mkdir()
+        made = copy.copy(self)
+        made.path = path
+        made.root, made.esp = path / self.root.name, path / self.esp.name
+        made.run, made.current = path / self.run.name, path / self.current.name
+        made.sysroot = replace(
+            self.sysroot,
+            root=str(made.root),
+            esp=str(made.esp),
+            run=str(made.run),
+            current=str(made.current),
+        )
+        if self.sysroot.booted is not None:
+            made.boot(self.sysroot.booted)
+        return made
+
+    def check_whole(self) -> None:
+        """Everything in the menu can be booted: kernel, initrd, image, state and origin."""
+        with Repository.open(self.root / paths.REPOSITORY) as repo:
+            for name, entry in read_menu(self.sysroot, paths.ENTRIES):
+                deployment = entries.deployment_of(entry, name).digest
+                for path in (entry.linux or "", *entry.initrd):
+                    assert (self.esp / path.lstrip("/")).is_file(), f"{name}: {path}"
+                assert self.etc(deployment).is_dir(), name
+                assert state.read_origin(str(self.root), deployment) is not None, name
+                os.close(repo.open_image(deployment).fd)
 
     def image(self, version: str, content: ImageContent | None = None) -> str:
         """Write an image; returns its reference, `oci:…`. The tag is the version."""

@@ -5,9 +5,9 @@
 2. compare: the same id again, or a conflict in /etc, ends it here, and nothing was staged;
 3. what was staged before is forgotten, and leftovers of an interrupted staging are removed;
 4. the unit that finalizes at shutdown is started;
-5. kernel and initrd on the ESP (or a deployment's folder that has the very same ones), then the
-   staged menu: the new deployment, then the booted one;
-6. the state folder with the image's /etc and the origin;
+5. kernel and initrd on the ESP (or a deployment's folder that has the very same ones); the state
+   folder with the image's /etc, and the origin;
+6. the staged menu: the new deployment, then the booted one;
 7. `/run/composefs/staged-deployment`.
 
 Whatever ends it before the last step, the machine boots what it booted before. An exception takes
@@ -161,10 +161,10 @@ def stage(
         remove_leftovers(sysroot, new.id)
         with step("write the new deployment"), _undone_on_failure(sysroot, new.id):
             _deploy(sysroot, repo, booted, new, target)
+            if not locked:
+                machine.mark_reboot_required(sysroot, new.pulled.manifest_digest)
             mark = Staged(deployment=new.id, locked=locked)
             state.write_staged(mark, sysroot.staged_file)
-    if not locked:
-        machine.mark_reboot_required(sysroot, new.pulled.manifest_digest)
     return StagedImage(
         id=new.id,
         image=target,
@@ -223,19 +223,10 @@ def pristine_etc(repo: Repository, deployment: str) -> Directory:
 def _deploy(
     sysroot: Sysroot, repo: Repository, booted: Deployment, new: _New, target: ImageReference
 ) -> None:
-    """Kernel, staged menu, state and origin; all of it is on the disk afterwards."""
+    """Kernel, state and origin, then the staged menu; all of it is on the disk afterwards."""
     assert booted.entry is not None
     esp = sysroot.need_esp()
     digest, folder = _place_kernel(sysroot, repo, new)
-    arguments = kernel_arguments(
-        booted,
-        new.id,
-        images.read_live_kargs_d(sysroot.current, kargs.architecture()),
-        images.read_kargs_d(repo, new.tree, kargs.architecture()),
-    )
-    release = images.read_os_release(repo, new.tree)
-    entry = entries.make_entry(release, new.id, arguments, kernel_folder=folder)
-    menu.write_staged(esp, [entry, booted.entry])
     where = state.make_skeleton(sysroot.root, new.id)
     images.write_tree(repo, new.etc, f"{where}/etc")
     if os.path.exists(f"{where}/etc/.updated"):
@@ -248,6 +239,15 @@ def _deploy(
     )
     state.write_origin(sysroot.root, new.id, origin)
     sync_all(sysroot)
+    arguments = kernel_arguments(
+        booted,
+        new.id,
+        images.read_live_kargs_d(sysroot.current, kargs.architecture()),
+        images.read_kargs_d(repo, new.tree, kargs.architecture()),
+    )
+    release = images.read_os_release(repo, new.tree)
+    entry = entries.make_entry(release, new.id, arguments, kernel_folder=folder)
+    menu.write_staged(esp, [entry, booted.entry])
 
 
 def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> tuple[str, str]:
@@ -319,6 +319,7 @@ def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
         yield
     except BaseException:
         state.clear_staged(sysroot.staged_file)
+        machine.clear_reboot_required(sysroot)
         # The reason of the failure is what has to be told; the next staging tidies up the rest.
         with suppress(OSError, BootcError):
             remove_leftovers(sysroot, deployment)
