@@ -83,6 +83,13 @@ class Updates:
             files[name] = data + bytes(_PADDING * self.number)
         return add_layer(self.layout, layer_of(files), base=tree.OCI_TAG, tag=TAG)
 
+    def layer_sizes(self) -> list[int]:
+        """Bytes of each layer of the newest image."""
+        index = read_object((self.layout / "index.json").read_bytes(), str(self.layout))
+        newest = list(index.tables("manifests"))[-1]
+        manifest = _read_blob(self.layout, newest.text("digest"))
+        return [layer.integer("size") for layer in manifest.tables("layers")]
+
     def spec(self, *, write_log: Path | None = None) -> MachineSpec:
         """The machine's description; its disk is made at the first time."""
         if self._spec is None:
@@ -97,6 +104,10 @@ class Updates:
     @property
     def disk(self) -> Path:
         return self.spec().disks[0].path
+
+    def fresh(self, folder: Path) -> Updates:
+        """The same scene with another machine, which was not started yet; its files in `folder`."""
+        return replace(self, folder=folder, _spec=None)
 
     @contextmanager
     def boot(self, spec: MachineSpec | None = None) -> Iterator[Machine]:

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""A disk after a power cut is taken apart: partitions, journal, ESP, and the flags of fs-verity.
+
+The disk is made of a mock system. Its kernel-less fs-verity is made by hand: the flag of ext4 is
+set on the objects, and this kernel, which has none, refuses to open them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bootc import process
+from bootc.errors import BootcError
+from tests.sysroots import ImageContent, MockMachine
+from vmtests.cuts import find_problems, next_deployment, recovered
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+ESP_START, ESP_SIZE = 1 * MIB, 40 * MIB
+ROOT_START, ROOT_SIZE = 41 * MIB, 64 * MIB
+_SEALED = 0x180000
+
+
+def make_disk(machine: MockMachine, disk: Path) -> None:
+    """A GPT disk with an ESP and a root, filled without a mount."""
+    esp, root = disk.with_suffix(".esp"), disk.with_suffix(".root")
+    for path, size in ((esp, ESP_SIZE), (root, ROOT_SIZE), (disk, 106 * MIB)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    process.run(["mkfs.vfat", "-F", "32", "-s", "1", str(esp)], timeout=30)
+    folders = [str(path) for path in machine.esp.iterdir()]
+    process.run(["mcopy", "-s", "-Q", "-i", str(esp), *folders, "::/"], timeout=30)
+    argv = ["mke2fs", "-q", "-t", "ext4", "-O", "verity", "-b", "4096"]
+    process.run([*argv, "-d", str(machine.root), str(root)], timeout=60)
+    table = (
+        "label: gpt\n"
+        "start=1MiB,size=40MiB,type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n"
+        "start=41MiB,size=64MiB,type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n"
+    )
+    process.run(["sfdisk", "-q", str(disk)], stdin=table, timeout=30)
+    with disk.open("r+b") as file:
+        for start, part in ((ESP_START, esp), (ROOT_START, root)):
+            file.seek(start)
+            file.write(part.read_bytes())
+
+
+def seal(disk: Path, machine: MockMachine, leave: Path | None = None) -> None:
+    """Set the flag on meta.json and on all objects but one."""
+    repository = machine.root / "composefs"
+    files = [repository / "meta.json", *(repository / "objects").glob("*/*")]
+    script = disk.with_suffix(".debugfs")
+    script.write_text(
+        "".join(
+            f"set_inode_field /{path.relative_to(machine.root)} flags {_SEALED:#x}\n"
+            for path in files
+            if path != leave
+        )
+    )
+    process.run(["debugfs", "-w", "-f", str(script), f"{disk}?offset={ROOT_START}"], timeout=60)
+
+
+def kernel_lacks_verity(disk: Path, folder: Path) -> bool:
+    """Whether a file with the flag is refused because this kernel has no fs-verity."""
+    folder.mkdir()
+    options = f"ro,loop,offset={ROOT_START},sizelimit={ROOT_SIZE}"
+    process.run(["mount", "-o", options, str(disk), str(folder)], timeout=30)
+    try:
+        os.close(os.open(folder / "composefs/meta.json", os.O_RDONLY))
+    except OSError as error:
+        return error.errno == errno.EOPNOTSUPP
+    finally:
+        process.run(["umount", str(folder)], timeout=30)
+    return False
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> MockMachine:
+    made = MockMachine(tmp_path / "machine")
+    for version in ("1", "2"):
+        content = ImageContent(version, extra={"usr/share/big": version.encode() * 5000})
+        made.install(made.image(version, content))
+    return made
+
+
+def test_system_on_a_disk_is_whole_also_with_fs_verity(
+    machine: MockMachine, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.raw"
+    make_disk(machine, disk)
+    seal(disk, machine)
+    with recovered(disk, tmp_path / "files") as found:
+        assert found.unsealed == ()
+        assert find_problems(found.sysroot) == []
+        assert next_deployment(found.sysroot) == machine.sysroot.booted
+    assert not os.path.ismount(tmp_path / "files/root")
+
+
+def test_object_that_lost_its_fs_verity_is_told(machine: MockMachine, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    make_disk(machine, disk)
+    objects = machine.root / "composefs/objects"
+    bare = next(path for path in objects.glob("*/*") if path.read_bytes() == b"2" * 5000)
+    seal(disk, machine, leave=bare)
+    name = f"{bare.parent.name}/{bare.name}"
+    expected = (name,) if kernel_lacks_verity(disk, tmp_path / "probe") else ()
+    with recovered(disk, tmp_path / "files") as found:
+        assert found.unsealed == expected
+
+
+def test_lost_blocks_are_told(machine: MockMachine, tmp_path: Path) -> None:
+    """Zeros where the partition table was, then where the root's superblocks were."""
+    disk = tmp_path / "disk.raw"
+    make_disk(machine, disk)
+    with disk.open("r+b") as file:
+        file.seek(ROOT_START)
+        file.write(bytes(ROOT_SIZE))
+    with pytest.raises(BootcError, match="e2fsck"), recovered(disk, tmp_path / "files"):
+        pass
+    with disk.open("r+b") as file:
+        file.write(bytes(MIB))
+    with pytest.raises(BootcError, match="no ESP or no root"), recovered(disk, tmp_path / "files"):
+        pass
