@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from bootc.cli import render
+from bootc.cli import lifecycle, render
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
@@ -57,7 +57,7 @@ def composefs_gc(arguments: Namespace) -> None:
     from bootc.deploy.sysroot import open_booted
 
     only_look = arguments.dry_run or arguments.assert_no_op
-    with open_booted(writable=not only_look) as sysroot:
+    with open_booted(writable=False) if only_look else lifecycle.opened() as sysroot:
         result = clean_up(
             sysroot,
             prune=arguments.prune_repo,

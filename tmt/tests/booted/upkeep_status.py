@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""upkeep_status.py concurrent|sysroot: many at once, and of a system that does not run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import booted
+import readonly_status
+import schema_check
+import upkeep_parts
+from derived_image import _digest, _write_blob
+
+TINY = f"{upkeep_parts.FOLDER}/tiny"
+DISK = f"{upkeep_parts.FOLDER}/disk.img"
+MOUNT = "/run/booted-upkeep-mount"
+LOADER = "/usr/lib/systemd/boot/efi"
+
+
+def check_concurrent() -> None:
+    argv = ["bootc", "status", "--json"]
+    running = [
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        for _ in range(10)
+    ]
+    texts = [one.communicate()[0] for one in running]
+    booted.expect_equal([one.returncode for one in running], [0] * 10, "their exit statuses")
+    booted.expect_equal(len(set(texts)), 1, "number of different documents")
+    found = schema_check.problems(json.loads(texts[0]), readonly_status.load_schema())
+    booted.expect(not found, f"the document is valid {'; '.join(found)}".rstrip())
+
+
+def tiny_layer() -> bytes:
+    """A system that never boots, but has all that an install asks for."""
+    files = {
+        "usr/lib/os-release": b"ID=tiny\nPRETTY_NAME=Tiny\nVERSION_ID=7\n",
+        "usr/lib/modules/1/vmlinuz": b"no kernel" * 100,
+        "usr/lib/modules/1/initramfs.img": b"no initrd" * 100,
+        "etc/tiny": b"tiny\n",
+    }
+    for name in os.listdir(LOADER):
+        with open(f"{LOADER}/{name}", "rb") as file:
+            files[f"{LOADER.lstrip('/')}/{name}"] = file.read()
+    folders = {"boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "var"}
+    for name in files:
+        while name := os.path.dirname(name):
+            folders.add(name)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(folders | set(files)):
+            member = tarfile.TarInfo(name)
+            if name in folders:
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(member)
+            else:
+                member.mode, member.size = 0o644, len(files[name])
+                tar.addfile(member, io.BytesIO(files[name]))
+    return buffer.getvalue()
+
+
+def write_tiny_image(architecture: str) -> str:
+    """An OCI layout of that system; returns its manifest's digest."""
+    os.makedirs(TINY, exist_ok=True)
+    layer = tiny_layer()
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "created": "2026-01-02T03:04:05Z",
+        "config": {"Labels": {"containers.bootc": "1", "org.opencontainers.image.version": "7"}},
+        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+    }
+    layer_type = "application/vnd.oci.image.layer.v1.tar"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            **_write_blob(TINY, json.dumps(config).encode()),
+        },
+        "layers": [{"mediaType": layer_type, **_write_blob(TINY, layer)}],
+    }
+    found = _write_blob(TINY, json.dumps(manifest).encode())
+    name = {"org.opencontainers.image.ref.name": "latest"}
+    entry = {"mediaType": manifest["mediaType"], **found, "annotations": name}
+    for file_name, document in (
+        ("index.json", {"schemaVersion": 2, "manifests": [entry]}),
+        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
+    ):
+        with open(f"{TINY}/{file_name}", "w", encoding="utf-8") as file:
+            json.dump(document, file)
+    return str(found["digest"])
+
+
+def check_sysroot() -> None:
+    running = booted.status()["status"]["booted"]
+    digest = write_tiny_image(running["image"]["architecture"])
+    with open(DISK, "wb") as file:
+        file.truncate(3 << 30)
+    device = booted.output("losetup", "--find", "--show", "--partscan", DISK).strip()
+    try:
+        install_and_look(device, digest)
+    finally:
+        subprocess.run(["umount", MOUNT], stderr=subprocess.DEVNULL)
+        subprocess.run(["losetup", "--detach", device])
+        os.unlink(DISK)
+
+
+def install_and_look(device: str, digest: str) -> None:
+    booted.told(
+        "bootc",
+        "install",
+        "to-disk",
+        "--composefs-backend",
+        "--source-imgref",
+        f"oci:{TINY}:latest",
+        "--target-imgref",
+        "quay.io/example/tiny:latest",
+        "--filesystem",
+        "ext4",
+        "--esp-size",
+        "256M",
+        device,
+    )
+    parts = booted.output(
+        "lsblk", "--list", "--noheadings", "--output", "NAME,PARTTYPENAME", device
+    )
+    print(parts, flush=True)
+    roots = [line.split()[0] for line in parts.splitlines() if " root" in line.lower()]
+    booted.expect_equal(len(roots), 1, "number of root partitions")
+    os.makedirs(MOUNT, exist_ok=True)
+    booted.output("mount", "-o", "ro", f"/dev/{roots[0]}", MOUNT)
+    text = booted.told("bootc", "status", "--json", "--sysroot", MOUNT)
+    document = upkeep_parts.show(json.loads(text))
+    found = schema_check.problems(document, readonly_status.load_schema())
+    booted.expect(not found, f"the document is valid {'; '.join(found)}".rstrip())
+    status = document["status"]
+    for slot in ("booted", "staged", "rollback"):
+        booted.expect_equal(status[slot], None, slot)
+    others = status["otherDeployments"]
+    booted.expect_equal(len(others), 1, "number of other deployments")
+    image = others[0]["image"]
+    booted.expect_equal(image["imageDigest"], digest, "its image's digest")
+    booted.expect_equal(image["image"]["image"], "quay.io/example/tiny:latest", "its image")
+    booted.expect_equal((image["version"], image["timestamp"]), ("7", "2026-01-02T03:04:05Z"), "it")
+    said = booted.refused("bootc", "status", "--sysroot", "/usr")
+    booted.expect("is not the root of a system that bootc installed" in said, "/usr is refused")
+
+
+if __name__ == "__main__":
+    booted.main({"concurrent": check_concurrent, "sysroot": check_sysroot}[sys.argv[1]])
