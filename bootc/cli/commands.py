@@ -188,6 +188,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "upgrade": lifecycle.upgrade,
     "switch": lifecycle.switch,
     "rollback": lifecycle.rollback,
+    "edit": lifecycle.edit,
     "delete-deployment": lifecycle.delete_deployment,
     "composefs-finalize-staged": lifecycle.finalize_staged,
     "usr-overlay": upkeep.usr_overlay,

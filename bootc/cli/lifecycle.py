@@ -188,6 +188,32 @@ def rollback(arguments: Namespace) -> None:
     _restart(arguments, REBOOT_FOR_ROLLBACK, ready=True, soft=soft)
 
 
+def edit(arguments: Namespace) -> None:
+    from bootc.cli import edit as edits
+    from bootc.deploy import update
+    from bootc.deploy.rollback import rollback as roll_back
+    from bootc.status import read_host
+
+    host = read_host()
+    if not host.status.managed:
+        raise BootcError(render.NOT_DEPLOYED, hint="bootc install installs a system")
+    text = edits.edited_text(host, arguments.filename)
+    spec = edits.read_spec(text, arguments.filename or "the edited document")
+    what = edits.decide_edit(host.spec, spec)
+    if what is None:
+        render.say(edits.CANCELLED)
+        return
+    with _observer(arguments) as observer, opened() as sysroot:
+        if what == "order":
+            lines = roll_back(sysroot).lines
+        else:
+            assert spec.image is not None
+            lines = update.switch(sysroot, spec.image, observer=observer).lines
+        _forget_next_root(True)
+    for line in lines:
+        render.say(line)
+
+
 def delete_deployment(arguments: Namespace) -> None:
     from bootc.deploy.delete import delete_deployment as delete
 

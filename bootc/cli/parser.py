@@ -16,7 +16,6 @@ from bootc import __version__
 Namespace = argparse.Namespace
 
 NOT_YET = (
-    "edit",
     "loader-entries",
     "container",
     "image",
@@ -26,7 +25,7 @@ NOT_YET = (
 )
 """Verbs of bootc that this release does not have; their options are not looked at."""
 
-_VISIBLE_NOT_YET = ("edit", "loader-entries", "container", "image")
+_VISIBLE_NOT_YET = ("loader-entries", "container", "image")
 NOT_YET_INSTALL = ("to-existing-root", "reset", "finalize", "ensure-completion")
 NOT_YET_INTERNALS = (
     "systemd-generator",
@@ -176,6 +175,12 @@ def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_applying(one)
     one.set_defaults(verb="rollback")
+    one = verbs.add_parser(
+        "edit", help="change the image or the boot order in an editor", allow_abbrev=False
+    )
+    one.add_argument("-f", "--filename", metavar="FILE", help="take the document from there")
+    one.add_argument("--quiet", action="store_true", help="no progress")
+    one.set_defaults(verb="edit", progress_fd=None)
     one = verbs.add_parser("delete-deployment", allow_abbrev=False)
     one.add_argument("deployment", metavar="ID", help="as `bootc status` has it, or its beginning")
     one.set_defaults(verb="delete-deployment")
