@@ -13,6 +13,8 @@ from nox.command import CommandFailed
 TMT = "tmt==1.78.0"
 # zstandard as packaging/requirements.txt pins it.
 FUZZ = ("atheris==3.0.0", "zstandard==0.25.0")
+# How thorough the cases about power cuts are in tmt-full; alone they do less.
+POWER_CUTS = {"POWER_CUTS": "20", "POWER_CUT_POINTS": "500", "POWER_CUT_BOOTS": "10"}
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
@@ -70,7 +72,8 @@ def tmt_full(session: nox.Session) -> None:
     """Every plan on every combination that is supported, and the machine cases."""
     session.run("python", "-m", "vmtests.main", "tmt-full", *session.posargs)
     if not session.posargs:
-        session.run("pytest", "-q", "vmtests/cases")
+        env = {name: os.environ.get(name, value) for name, value in POWER_CUTS.items()}
+        session.run("pytest", "-q", "vmtests/cases", env=env)
 
 
 @nox.session(venv_backend="venv")
