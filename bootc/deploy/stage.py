@@ -31,7 +31,7 @@ from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, attach_images, image_key
 from bootc.deploy import image as images
-from bootc.deploy import machine, state
+from bootc.deploy import machine, messages, state
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.etc_merge import need_mergeable, plan_merge
 from bootc.deploy.etc_tree import read_live
@@ -197,6 +197,13 @@ def _store(
     tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
     with step(f"pull {target}"):
         pulled = pull(repo, source, reference=target.imgref, tag=tag, on_progress=tell.report)
+    _log.info(
+        "Pulled %s, %s: %s",
+        target,
+        pulled.manifest_digest,
+        pulled.stats,
+        extra={"MESSAGE_ID": messages.PULL},
+    )
     tell.stage(Stage.IMPORTING)
     with step("write the composefs image"):
         tree = assemble(repo, pulled)
