@@ -7,8 +7,8 @@ Looked for in this order (each folder sorted by name):
    `efi` path in it must be a file of the image, from the image's root on;
 2. `*.efi` in /boot/EFI/Linux and below it, and in /usr/lib/modules/VERSION: unified kernel images
    (type 2). Addons (`*.addon.efi`) are none;
-3. `/usr/lib/modules/VERSION/vmlinuz`, with `initramfs.img` beside it if there is one: an entry is
-   made up for it.
+3. `/usr/lib/modules/VERSION/vmlinuz` with `initramfs.img` beside it, which must be there: an entry
+   is made up for it.
 
 A type 1 entry keeps its lines as they are. The argument that names the composefs image, and then
 each further one, replaces the first of the same key in the first `options` line, or is appended to
@@ -132,17 +132,20 @@ def _kernels(root: Directory) -> Iterator[Type1]:
         vmlinuz, initrd = folder.find("vmlinuz"), folder.find("initramfs.img")
         if not isinstance(vmlinuz, Leaf):
             continue
-        files = {f"/{version}/vmlinuz": vmlinuz}
-        lines = [
+        if not isinstance(initrd, Leaf):
+            raise BootcError(
+                f"the image has no /{_MODULES}/{version}/initramfs.img",
+                hint="make one with dracut when the image is built",
+            )
+        files = {f"/{version}/vmlinuz": vmlinuz, f"/{version}/initramfs.img": initrd}
+        lines = (
             "# File created by composefs",
             "title todoOS",
             "version 0-todo",
             f"linux /{version}/vmlinuz",
-        ]
-        if isinstance(initrd, Leaf):
-            files[f"/{version}/initramfs.img"] = initrd
-            lines.append(f"initrd /{version}/initramfs.img")
-        yield Type1(name=f"{version}.conf", lines=tuple(lines), files=files)
+            f"initrd /{version}/initramfs.img",
+        )
+        yield Type1(name=f"{version}.conf", lines=lines, files=files)
 
 
 def add_argument(lines: Sequence[str], argument: str) -> list[str]:

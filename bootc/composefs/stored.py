@@ -125,7 +125,8 @@ def write_documents(
     writer = SplitStreamWriter(repo.algorithm, OCI_CONFIG)
     for layer in layers:
         writer.named_ref(layer.diff_id, layer.digest)
-    for key in sorted(images):
+    # The plain images come first, as the reference writes them.
+    for key in sorted(images, key=lambda key: (key.startswith(f"{_IMAGE_KEY}.boot"), key)):
         writer.named_ref(key, images[key])
     writer.external(repo.ensure_object(config), len(config))
     config_id = repo.ensure_object(writer.finish())

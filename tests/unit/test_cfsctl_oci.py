@@ -14,6 +14,7 @@ import pytest
 
 from bootc import process
 from bootc.composefs.cli.main import run_program
+from bootc.composefs.splitstream import read_splitstream
 from tests.ocibuild import END, folder, header, member, sha256, system_tar, write_blob, write_layout
 
 KERNEL = (
@@ -365,6 +366,24 @@ def test_prepare_boot_without_anything_to_boot(cfsctl: Cfsctl, tmp_path: Path) -
     pulled(cfsctl, write_layout(tmp_path / "oci", [system_tar()]), "k")
     said = cfsctl.fails("oci", "prepare-boot", "k", "--bootdir", str(tmp_path))
     assert "neither boot entries nor a kernel" in said
+
+
+def test_prepare_boot_of_a_kernel_without_an_initramfs(cfsctl: Cfsctl, tmp_path: Path) -> None:
+    bare = KERNEL[: KERNEL.index(b"usr/lib/modules/6.1/initramfs.img")] + END
+    pulled(cfsctl, write_layout(tmp_path / "oci", [bare]), "k")
+    said = cfsctl.fails("oci", "prepare-boot", "k", "--bootdir", str(tmp_path))
+    assert "no /usr/lib/modules/6.1/initramfs.img" in said
+
+
+def test_the_config_refers_to_the_plain_image_first(cfsctl: Cfsctl, tmp_path: Path) -> None:
+    said = pulled(cfsctl, write_layout(tmp_path / "oci", [system_tar()]), "t", "--bootable")
+    data = (cfsctl.repo / f"streams/oci-config-{said['config']}").read_bytes()
+    stream = read_splitstream(data, "config")
+    plain = bytes.fromhex(cfsctl("oci", "compute-id", "t"))
+    boot = bytes.fromhex(said["Boot image"])
+    assert stream.stream_refs[1:] == [plain, boot]
+    assert stream.named_refs["composefs.image.v1"] == plain
+    assert stream.named_refs["composefs.image.boot.v1"] == boot
 
 
 def test_fsck_of_images(cfsctl: Cfsctl, tmp_path: Path) -> None:
