@@ -15,10 +15,12 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -295,23 +297,35 @@ def known_objects(recording: Recording, folder: Path) -> frozenset[str]:
     return names
 
 
+@dataclass(slots=True)
+class Judged:
+    """What was seen of all points; `notes` counts the kinds of what the checks repaired."""
+
+    failed: list[str] = field(default_factory=list)
+    boots: Counter[str | None] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
 def judge(
     recording: Recording, point: Point, disk: Path, folder: Path, known: frozenset[str]
-) -> tuple[list[str], str | None]:
-    """What is wrong with the disk of a point, and what it boots next."""
+) -> Judged:
+    """Look at the disk of a point."""
+    judged = Judged()
     try:
         with recovered(disk, folder) as found:
             problems = find_problems(found.sysroot, known=known, unsealed=found.unsealed)
             following = next_deployment(found.sysroot)
     except BootcError as error:
-        return [str(error)], None
+        judged.failed.append(f"point {point}: {error}")
+        return judged
     # Staging alone must not change what boots.
-    allowed = (
-        [recording.old, recording.new] if point.entries > recording.staged else [recording.old]
-    )
+    allowed = {recording.old} | ({recording.new} if point.entries > recording.staged else set())
     if following not in allowed:
         problems.append(f"boots {following}")
-    return problems, following
+    judged.failed += [f"point {point}: {line}" for line in problems]
+    judged.boots[following] += 1
+    judged.notes.update({re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", note) for note in found.notes})
+    return judged
 
 
 def boot_point(updates: Updates, recording: Recording, disk: Path, folder: Path) -> None:
@@ -340,11 +354,11 @@ def fresh(updates: Updates, tmp_path: Path) -> Updates:
 
 def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], None]) -> None:
     tell(f"POWER_CUT_SEED={SEED} POWER_CUT_POINTS={POINTS} POWER_CUT_BOOTS={BOOTS}")
-    failed: list[str] = []
-    seen: dict[str | None, int] = {}
+    total = Judged()
     with fast_folder() as folder:
         recording = record(fresh, folder)
         known = known_objects(recording, folder)
+        begin = time.monotonic()
         with (
             open_log(recording.log) as log,
             open_replay(log, recording.base, folder) as replay,
@@ -360,12 +374,17 @@ def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], Non
                 replay.make(point, disk)
                 if number in booted:
                     boot_point(fresh, recording, disk, folder)
-                problems, following = judge(recording, point, disk, folder / "files", known)
-                seen[following] = seen.get(following, 0) + 1
-                failed += [f"point {point}: {line}" for line in problems]
-    tell(f"boot next: old {seen.get(recording.old, 0)}, new {seen.get(recording.new, 0)}")
-    assert failed == []
-    assert set(seen) == {recording.old, recording.new}
+                judged = judge(recording, point, disk, folder / "files", known)
+                total.failed += judged.failed
+                total.boots += judged.boots
+                total.notes += judged.notes
+    old, new = total.boots[recording.old], total.boots[recording.new]
+    tell(f"{len(points)} points in {time.monotonic() - begin:.0f} s: {old} boot old, {new} new")
+    for note, count in total.notes.most_common(12):
+        tell(f"  {count} times: {note}")
+    assert total.failed == []
+    assert old
+    assert new
 
 
 def plan(entries: Sequence[Entry], recording: Recording) -> list[Point]:
