@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ from bootc.deploy.sysroot import (
     open_at,
     open_booted,
     read_deployments,
+    read_origin,
 )
 from bootc.errors import BootcError
 from bootc.linux import blockdev
@@ -116,12 +117,32 @@ class _Reader:
         self._policy: tuple[bytes | None] | None = None
 
     def read_at_rest(self) -> Host:
+        known = read_deployments(self._sysroot)
+        if self._sysroot.esp is None:
+            known = tuple(self._without_menu())
         found = [
-            self._record(item)
-            for item in read_deployments(self._sysroot)
-            if item.origin is not None and not item.staged
+            self._record(item) for item in known if item.origin is not None and not item.staged
         ]
         return Host(status=HostStatus(others=tuple(found), managed=True))
+
+    def _without_menu(self) -> Iterator[Deployment]:
+        """The deployments by their state folders, the newest first; what enforces verity is not
+        known then."""
+        root = self._sysroot.root
+        times = {
+            name: os.stat(f"{root}/{paths.state_dir(name)}").st_mtime_ns
+            for name in state.list_deployments(root)
+            if os.path.exists(f"{root}/{paths.origin_file(name)}")
+        }
+        for name in sorted(times, key=lambda name: -times[name]):
+            yield Deployment(
+                id=name,
+                entry=None,
+                file=None,
+                staged=False,
+                insecure=True,
+                origin=read_origin(self._sysroot, name),
+            )
 
     def read_running(self, booted_id: str, *, booted_only: bool) -> Host:
         mark = self._staged_mark()

@@ -14,7 +14,9 @@ from bootc import paths, status
 from bootc.boot import menu
 from bootc.cli import render
 from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.documents import find_documents
 from bootc.composefs.repository import Repository
+from bootc.composefs.stored import load_image, open_stream
 from bootc.deploy import selinux_policy, state
 from bootc.deploy.sysroot import booted_deployment, find_cmdline, read_menu
 from bootc.errors import BootcError
@@ -334,6 +336,58 @@ def test_a_repository_that_is_gone_is_a_warning(
     assert "the repository cannot be read" in caplog.text
 
 
+def test_an_origin_of_an_older_version_still_leads_to_the_image(machine: MockMachine) -> None:
+    one, two = install(machine, "1", "2")
+    before = read(machine)
+    for deployment in (one, two):
+        origin = state.read_origin(str(machine.root), deployment)
+        assert origin is not None
+        state.write_origin(str(machine.root), deployment, replace(origin, manifest_digest=None))
+    assert read(machine) == before
+
+
+def test_documents_are_those_that_the_repository_has(machine: MockMachine) -> None:
+    (one,) = install(machine, "1")
+    origin = state.read_origin(str(machine.root), one)
+    assert origin is not None
+    digest = origin.manifest_digest
+    assert digest is not None
+    repository = machine.sysroot.repository
+    found = find_documents(repository, digest)
+    assert found is not None
+    with Repository.open(repository) as repo:
+        image = load_image(repo, f"@{digest}")
+    assert found.manifest.value == json.loads(image.manifest)
+    assert found.config.value == json.loads(image.config)
+    assert find_documents(repository, "sha256:" + "0" * 64) is None
+    assert find_documents(repository, "../../etc") is None
+
+
+@pytest.mark.parametrize("which", ["stream", "object"])
+def test_damaged_documents_are_never_shown(
+    machine: MockMachine, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    (one,) = install(machine, "1")
+    origin = state.read_origin(str(machine.root), one)
+    assert origin is not None
+    stream = Path(machine.sysroot.repository) / f"streams/oci-manifest-{origin.manifest_digest}"
+    victim = stream.resolve()
+    if which == "object":
+        with Repository.open(machine.sysroot.repository) as repo:
+            digest = open_stream(repo, stream.name).only_object().hex()
+        victim = stream.parents[1] / "objects" / digest[:2] / digest[2:]
+    before = read(machine).status.booted
+    victim.chmod(0o644)
+    data = victim.read_bytes()
+    for damaged in (b"", data[:20], data[:-9], data.replace(b"sha256", b"sha257"), bytes(99)):
+        victim.write_bytes(damaged)
+        booted = read(machine).status.booted
+        assert booted is not None
+        # A damaged stream may still lead to the whole document, which its digest proves.
+        assert booted.image is None or (which == "stream" and booted == before)
+    assert "is not in the repository" in caplog.text
+
+
 # -- At rest
 
 
@@ -346,6 +400,14 @@ def test_a_sysroot_at_rest_has_only_others_in_the_order_of_its_menu(machine: Moc
     assert host.spec.image is None
     assert not host.status.rollback_queued
     assert render.host_human(host).count("Other image") == 3
+
+
+def test_without_an_esp_the_state_folders_tell(machine: MockMachine) -> None:
+    ids = install(machine, "1", "2")
+    (machine.root / paths.STATE_DEPLOY / "half").mkdir()
+    host = status.describe(replace(machine.sysroot, booted=None, esp=None))
+    check(host)
+    assert sorted(str(verity(entry)) for entry in host.status.others) == sorted(ids)
 
 
 def test_what_is_no_sysroot_is_refused(tmp_path: Path) -> None:
