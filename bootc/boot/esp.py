@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,9 @@ ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 VFAT_OPTIONS: tuple[newmount.Option, ...] = (("fmask", "0177"), ("dmask", "0077"))
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NOEXEC = 0x8
+_PATIENCE = 10.0
+_PAUSE = 0.05
+"""Seconds: how long a writer waits for readers, and between two tries."""
 
 
 def find_esp(device: str) -> str | None:
@@ -59,18 +64,32 @@ def _find(disk: str, matches: Callable[[blockdev.GptPartition], bool]) -> str | 
 def mounted_esp(node: str, target: str) -> Iterator[str]:
     """The ESP at `target`, writable and for root's eyes only, for as long as the block runs."""
     _make_writable(node)
+    _mount_patiently(node, target)
+    try:
+        yield target
+    finally:
+        libc.umount2(target)
+
+
+def _mount_patiently(node: str, target: str) -> None:
+    """Mount it; a `bootc status` may have it mounted read-only for a moment, where nobody sees."""
     flags = mount.MS_NOSUID | mount.MS_NOEXEC | mount.MS_NODEV
     data = ",".join(f"{key}={value}" for key, value in VFAT_OPTIONS)
-    try:
-        with mount.mounted(node, target, "vfat", flags=flags, data=data):
-            yield target
-    except OSError as error:
-        if error.filename != target:
-            raise
-        raise BootcError(
-            f"the ESP {node} cannot be mounted: {error.strerror}",
-            hint="the kernel module vfat must be there: `modprobe vfat`",
-        ) from error
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            libc.mount(node, target, "vfat", flags, data)
+            return
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(_PAUSE)
+                continue
+            hint = "the kernel module vfat must be there: `modprobe vfat`"
+            if error.errno == errno.EBUSY:
+                hint = f"something has {node} mounted read-only: `findmnt {node}`"
+            raise BootcError(
+                f"the ESP {node} cannot be mounted: {error.strerror}", hint=hint
+            ) from error
 
 
 def _make_writable(node: str) -> None:
@@ -117,10 +136,16 @@ def _open_existing(node: str) -> int | None:
 
 
 def _open_detached(node: str) -> int:
-    options = (("source", node), ("ro", None), *VFAT_OPTIONS)
+    options: list[newmount.Option] = [("source", node), *VFAT_OPTIONS]
     flags = newmount.MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
     try:
-        detached = newmount.fsmount("vfat", options, attributes=flags)
+        try:
+            detached = newmount.fsmount("vfat", [*options, ("ro", None)], attributes=flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # An upgrade has it mounted for writing, where we don't see it: share that file system.
+            detached = newmount.fsmount("vfat", options, attributes=flags)
     except OSError as error:
         again = _open_existing(node)
         if again is not None:

@@ -73,13 +73,13 @@ def upgrade(arguments: Namespace) -> None:
     with _observer(arguments) as observer:
         if options.check:
             with open_booted(writable=False) as sysroot:
-                _say(update.upgrade(sysroot, options, observer=observer), arguments)
+                _say(update.upgrade(sysroot, options, observer=observer))
             return
         _check_soft_reboot(arguments)
         with opened() as sysroot:
             outcome = update.upgrade(sysroot, options, observer=observer)
             soft = _prepare_restart(arguments, sysroot, outcome)
-    _say(outcome, arguments)
+    _say(outcome)
     _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
@@ -97,7 +97,7 @@ def switch(arguments: Namespace) -> None:
             else:
                 outcome = update.switch(sysroot, target, observer=observer)
             soft = _prepare_restart(arguments, sysroot, outcome)
-    _say(outcome, arguments)
+    _say(outcome)
     _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
@@ -112,10 +112,9 @@ def _target(arguments: Namespace) -> ImageReference:
     return target
 
 
-def _say(outcome: Outcome, arguments: Namespace) -> None:
-    if not arguments.quiet or not outcome.changed:
-        for line in outcome.lines:
-            render.say(line)
+def _say(outcome: Outcome) -> None:
+    for line in outcome.lines:
+        render.say(line)
 
 
 def _check_soft_reboot(arguments: Namespace) -> None:

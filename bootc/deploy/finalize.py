@@ -91,7 +91,7 @@ def merge_etc(sysroot: Sysroot, new: str) -> None:
     """Carry the changes of the running /etc into that of the deployment `new`."""
     current = f"{sysroot.current}/etc"
     target = f"{sysroot.root}/{paths.state_dir(new)}/etc"
-    with Repository.open(sysroot.repository) as repo:
+    with Repository.open(sysroot.repository, upgrade=True, insecure=sysroot.insecure) as repo:
         plan = plan_merge(
             pristine_etc(repo, sysroot.need_booted()),
             read_live(current, algorithm=repo.algorithm),

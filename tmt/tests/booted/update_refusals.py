@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""update_refusals.py same|conflict|unknown|progress: what is refused changes nothing; no reboot."""
+"""update_refusals.py same|conflict|unknown|progress|concurrent: what is refused changes nothing; no reboot."""
 
 import json
 import os
@@ -101,6 +101,31 @@ def progress() -> None:
     booted.told("bootc", "delete-deployment", str(booted.verity(staged)))
 
 
+def concurrent() -> None:
+    """Ten statuses at once, and one after the other while an update is staged."""
+    before = booted.status()
+    argv = ["bootc", "status", "--json"]
+    children = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(10)]
+    for child in children:
+        out, _ = child.communicate()
+        booted.expect_equal(child.returncode, 0, "the exit status")
+        booted.expect_equal(json.loads(out), before, "one of ten statuses")
+    digest = before["status"]["booted"]["image"]["imageDigest"]
+    layout = f"{FOLDER}/concurrent"
+    derived_image.derive(digest, layout, {"usr/share/booted-concurrent": b"1"})
+    argv = ["bootc", "switch", "--transport", "oci", f"{layout}:latest"]
+    child = subprocess.Popen(argv)
+    count = 0
+    while child.poll() is None:
+        found = booted.status()["status"]
+        booted.expect_equal(found["booted"], before["status"]["booted"], "what is booted")
+        count += 1
+    booted.expect_equal(child.returncode, 0, "the exit status of the switch")
+    print(f"{count} statuses during the switch", flush=True)
+    staged = booted.status()["status"]["staged"]
+    booted.told("bootc", "delete-deployment", str(booted.verity(staged)))
+
+
 if __name__ == "__main__":
-    checks = {"same": same, "conflict": conflict, "unknown": unknown, "progress": progress}
-    booted.main(checks[sys.argv[1]])
+    checks = (same, conflict, unknown, progress, concurrent)
+    booted.main({check.__name__: check for check in checks}[sys.argv[1]])
