@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from bootc.errors import FormatError
 
-Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+# `typing` is not imported when the program runs: start-up time is felt.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+else:
+    Json = object
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from bootc import jsonutil, paths
 from bootc.composefs.documents import Documents, find_documents
@@ -55,6 +54,7 @@ from bootc.spec import (
     UsrOverlay,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.composefs.repository import Repository
 

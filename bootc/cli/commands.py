@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from bootc import log
-from bootc.cli import lifecycle, render, upkeep
+from bootc.cli import render
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.install.options import InstallOptions
 
@@ -183,26 +183,42 @@ def fsverity_enable(arguments: Namespace) -> None:
         os.close(fd)
 
 
+def _later(module: str, name: str) -> Callable[[Namespace], None]:
+    """A verb's function in a module that is imported when the verb runs."""
+
+    def run_it(arguments: Namespace) -> None:
+        from importlib import import_module
+
+        getattr(import_module(f"bootc.cli.{module}"), name)(arguments)
+
+    LATER.append((module, name))
+    return run_it
+
+
+LATER: list[tuple[str, str]] = []
+"""(module, function) of the verbs that are in modules of their own."""
+
+
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "status": status,
-    "upgrade": lifecycle.upgrade,
-    "switch": lifecycle.switch,
-    "rollback": lifecycle.rollback,
-    "edit": lifecycle.edit,
-    "delete-deployment": lifecycle.delete_deployment,
-    "composefs-finalize-staged": lifecycle.finalize_staged,
-    "usr-overlay": upkeep.usr_overlay,
-    "config-diff": upkeep.config_diff,
+    "upgrade": _later("lifecycle", "upgrade"),
+    "switch": _later("lifecycle", "switch"),
+    "rollback": _later("lifecycle", "rollback"),
+    "edit": _later("lifecycle", "edit"),
+    "delete-deployment": _later("lifecycle", "delete_deployment"),
+    "composefs-finalize-staged": _later("lifecycle", "finalize_staged"),
+    "usr-overlay": _later("upkeep", "usr_overlay"),
+    "config-diff": _later("upkeep", "config_diff"),
     "install.to-disk": install_to_disk,
     "install.to-filesystem": install_to_filesystem,
     "install.print-configuration": print_configuration,
     "internals.build-id": build_id,
-    "internals.reboot": lifecycle.reboot,
-    "internals.dir-diff": upkeep.dir_diff,
-    "internals.composefs-gc": upkeep.composefs_gc,
-    "internals.prep-soft-reboot": upkeep.prep_soft_reboot,
-    "internals.print-json-schema": upkeep.print_json_schema,
-    "internals.fsck": upkeep.fsck,
+    "internals.reboot": _later("lifecycle", "reboot"),
+    "internals.dir-diff": _later("upkeep", "dir_diff"),
+    "internals.composefs-gc": _later("upkeep", "composefs_gc"),
+    "internals.prep-soft-reboot": _later("upkeep", "prep_soft_reboot"),
+    "internals.print-json-schema": _later("upkeep", "print_json_schema"),
+    "internals.fsck": _later("upkeep", "fsck"),
     "internals.fsverity.measure": fsverity_measure,
     "internals.fsverity.enable": fsverity_enable,
 }

@@ -7,13 +7,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from bootc import log
 from bootc.cli import render
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.deploy.progress import Observer
     from bootc.deploy.sysroot import Sysroot

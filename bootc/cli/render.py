@@ -12,17 +12,15 @@ line between. A block is a header and rows whose names are right-aligned to the 
 from __future__ import annotations
 
 import json
-import locale
 import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from bootc.errors import BootcError, chain_text
 from bootc.jsonutil import Json, canonical
 from bootc.spec import BootEntry, Host, ImageStatus, UsrOverlay
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.deploy.etc_merge import MergePlan
 
@@ -60,7 +58,7 @@ def _hint_of(error: BaseException | None) -> str | None:
 
 def is_utf8() -> bool:
     """Whether stdout takes more than ASCII."""
-    encoding = sys.stdout.encoding or locale.getpreferredencoding(False)
+    encoding = sys.stdout.encoding or "ascii"
     return encoding.lower().replace("-", "") == "utf8"
 
 
@@ -176,6 +174,8 @@ def _verbose_rows(entry: BootEntry, *, staged: bool) -> Iterator[tuple[str, str]
 
 def timestamp(text: str) -> str:
     """An RFC 3339 time to whole seconds in UTC; what cannot be read stays as it is."""
+    from datetime import UTC, datetime  # start-up time: only people see it this way
+
     try:
         found = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
     except ValueError:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from bootc.cli import lifecycle, render
 from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.deploy.cleanup import CleanupResult
 

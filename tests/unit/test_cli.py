@@ -4,6 +4,7 @@
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,44 @@ def test_errors_of_verbs_carry_their_hint(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setitem(commands.COMMANDS, "status", fail)
     assert main.main(["status"]) == 1
     assert capsys.readouterr().err == "error: outer second: inner\nhint: do this\n"
+
+
+@pytest.mark.parametrize("verb", [["upgrade"], ["switch", "quay.io/a/b"]])
+@pytest.mark.parametrize(
+    ("number", "problem"),
+    [("2", "must be a descriptor above 2"), ("987", "Bad file descriptor")],
+)
+def test_progress_goes_to_a_pipe(
+    verb: list[str], number: str, problem: str, capsys: Capture
+) -> None:
+    assert main.main([*verb, "--progress-fd", number]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"error: --progress-fd {number}: {problem}")
+    assert said[1].startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["upgrade"],
+        ["upgrade", "--check"],
+        ["switch", "quay.io/a/b"],
+        ["rollback"],
+        ["delete-deployment", "0" * 128],
+        ["composefs-finalize-staged"],
+    ],
+)
+def test_verbs_of_a_machine_in_a_container(
+    argv: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("container", "podman")
+    assert main.main(argv) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "requires a booted host system, and this is a container" in said[0]
+    assert said[1] == "hint: run it on the machine itself"
+
+
+def test_verbs_in_other_modules_exist() -> None:
+    assert len(commands.LATER) > 10
+    for module, name in commands.LATER:
+        assert callable(getattr(import_module(f"bootc.cli.{module}"), name)), (module, name)
