@@ -264,11 +264,7 @@ def open_hypervisor(uri: str | None, root: Path, *, patience: float = 20.0) -> I
         stack.callback(connection.close)
         stack.enter_context(_ending_signals())
         hypervisor = Hypervisor(uri, root, connection, lv, lv_qemu)
-        if hypervisor.embedded:
-            # libvirt puts QEMU into the background, and waits half a minute for one that ended
-            # until its parent took notice. Process 1 of a container often never does: see `reap`.
-            libc.set_child_subreaper()
-        else:
+        if not hypervisor.embedded:
             _sweep_daemon(hypervisor)
         yield hypervisor
 
@@ -320,6 +316,10 @@ def _load(log: Path) -> tuple[Any, Any]:
         lv.registerErrorHandler(lambda _context, _error: None, None)
         lv.virEventRegisterDefaultImpl()
         threading.Thread(target=_run_events, args=(lv,), name="libvirt", daemon=True).start()
+        # libvirt puts QEMU into the background, and waits half a minute for one that ended until
+        # its parent took notice. Process 1 of a container often never does, so we are the parent.
+        libc.set_child_subreaper()
+        threading.Thread(target=lease.reap_orphans, name="reaper", daemon=True).start()
         _loop_started.set()
     return lv, lv_qemu
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -34,6 +33,8 @@ from pathlib import Path
 
 from bootc.errors import BootcError, FormatError
 from bootc.jsonutil import Reader, pretty, read_object
+
+_QEMU_COMM = "qemu-system"
 
 PID_FILES = "run/qemu"
 """Where the embedded driver keeps its pid files, under its root."""
@@ -190,14 +191,20 @@ def find_qemu(folder: Path, name: str) -> Process | None:
     return find_process(pid) if mine else None
 
 
-def reap(process: Process) -> None:
-    """Take notice of the end of `process`, a QEMU of ours, whenever that comes."""
+def reap_orphans(pause: float = 0.1) -> None:
+    """For ever: take notice of the end of every QEMU that became our child when its parent ended.
 
-    def wait() -> None:
-        with suppress(ChildProcessError):  # somebody else's child
-            os.waitpid(process.pid, 0)
-
-    threading.Thread(target=wait, name=f"reap-{process.pid}", daemon=True).start()
+    Other children are left to whoever started them.
+    """
+    while True:
+        with suppress(ChildProcessError, FileNotFoundError):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if found is not None:
+                name = Path(f"/proc/{found.si_pid}/comm").read_text()
+                if name.startswith(_QEMU_COMM):
+                    os.waitpid(found.si_pid, os.WNOHANG)
+                    continue
+        time.sleep(pause)
 
 
 def end_process(process: Process, *, patience: float = 5.0) -> None:

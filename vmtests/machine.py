@@ -437,7 +437,6 @@ def adopt(hypervisor: Hypervisor, machine: Machine, domain: Domain) -> None:
         raise BootcError(
             f"QEMU of {machine.name} is gone or not visible{': ' + said if said else ''}"
         )
-    leases.reap(process)
     port = None if machine.lease.key is None else add_forward(domain)
     machine.lease = replace(machine.lease, qemu=process, port=port)
     leases.write_lease(hypervisor.root, machine.lease)

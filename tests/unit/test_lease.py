@@ -156,23 +156,27 @@ def test_the_port_that_the_kernel_chose_is_read() -> None:
 
 
 _SUBREAPER = """
-import subprocess, sys, time
+import shutil, subprocess, sys, threading, time
 from pathlib import Path
 from bootc.linux import libc
 from vmtests import lease
 libc.set_child_subreaper()
-shell = "sleep 0.5 >/dev/null & echo $!"
-pid = int(subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, check=True).stdout)
-orphan = lease.find_process(pid)
-lease.reap(orphan)
+threading.Thread(target=lease.reap_orphans, args=(0.01,), daemon=True).start()
+program = Path(sys.argv[1]) / "qemu-system-none"
+shutil.copy(shutil.which("sleep"), program)
+said = subprocess.run(["sh", "-c", f"{program} 0.5 >/dev/null & echo $!"], stdout=subprocess.PIPE)
+pid = int(said.stdout)
+own = subprocess.Popen(["sleep", "0.7"])
 for _ in range(1000):
     if not Path(f"/proc/{pid}").exists():
         print("taken notice of")
         break
     time.sleep(0.01)
+time.sleep(0.5)
+print("status of our own child:", own.wait())
 """
 
 
-def test_orphaned_process_leaves_no_zombie() -> None:
-    done = process.run([sys.executable, "-c", _SUBREAPER], timeout=60)
-    assert done.stdout == "taken notice of\n", done.stderr
+def test_orphaned_qemu_leaves_no_zombie(tmp_path: Path) -> None:
+    done = process.run([sys.executable, "-c", _SUBREAPER, str(tmp_path)], timeout=60)
+    assert done.stdout == "taken notice of\nstatus of our own child: 0\n", done.stderr
