@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 
 from bootc import __version__, process
-from bootc.deploy.policy import need_enforcing_policy
+from bootc.deploy.policy import find_policy, need_enforcing_policy
 from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource, open_source
 from bootc.oci.proxy import ProxyOptions, ProxySource
@@ -20,6 +21,8 @@ from bootc.oci.reference import CONTAINER_POLICY, OSTREE_REMOTE, ImageReference,
 
 AUTH_FILES = ("/run/ostree/auth.json", "/etc/ostree/auth.json", "/usr/lib/ostree/auth.json")
 _USER_AGENT_SINCE = (1, 19)
+_POLICY_SINCE = (1, 14)
+"""Before, skopeo's image proxy opened images without a look at the policy."""
 
 
 def open_image(image: ImageReference) -> ImageSource:
@@ -27,7 +30,17 @@ def open_image(image: ImageReference) -> ImageSource:
     check_signature_policy(image)
     if image.transport is Transport.OCI and image.signature is None:
         return open_source(image.imgref)
-    return ProxySource(image.imgref, proxy_options())
+    version = skopeo_version()
+    options = proxy_options(version)
+    if image.signature is not None:
+        if version < _POLICY_SINCE:
+            raise BootcError(
+                f"the signature of {image} is to be verified, which skopeo "
+                f"{version[0]}.{version[1]} does not do for others",
+                hint="install skopeo {}.{} or newer".format(*_POLICY_SINCE),
+            )
+        options = replace(options, policy=find_policy())
+    return ProxySource(image.imgref, options)
 
 
 def check_signature_policy(image: ImageReference) -> None:
@@ -45,10 +58,10 @@ def check_signature_policy(image: ImageReference) -> None:
         need_enforcing_policy(image)
 
 
-def proxy_options() -> ProxyOptions:
+def proxy_options(version: tuple[int, int]) -> ProxyOptions:
     """Our name, where skopeo can pass it on, and ostree's credentials, where there are any."""
     authfile = next((path for path in AUTH_FILES if os.path.exists(path)), None)
-    agent = f"bootc/{__version__}" if skopeo_version() >= _USER_AGENT_SINCE else None
+    agent = f"bootc/{__version__}" if version >= _USER_AGENT_SINCE else None
     return ProxyOptions(authfile=authfile, user_agent=agent)
 
 

@@ -40,17 +40,22 @@ _SLICE_MS = 250
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
-    """How skopeo talks to a registry. `user_agent` needs skopeo 1.19 or newer."""
+    """How skopeo talks to a registry. `user_agent` needs skopeo 1.19 or newer; `policy` is the
+    path of a containers-policy.json(5), skopeo's own default if None.
+    """
 
     authfile: str | None = None
     insecure: bool = False
     user_agent: str | None = None
+    policy: str | None = None
 
     def to_argv(self) -> list[str]:
         """The command that serves on its standard input."""
         argv = ["skopeo"]
         if self.user_agent is not None:
             argv.append(f"--user-agent-prefix={self.user_agent}")
+        if self.policy is not None:
+            argv.append(f"--policy={self.policy}")
         argv += ["experimental-image-proxy", "--sockfd", "0"]
         if self.authfile is not None:
             argv.append(f"--authfile={self.authfile}")

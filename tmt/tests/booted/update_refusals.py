@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""update_refusals.py same|conflict|unknown|progress|concurrent: what is refused changes nothing; no reboot."""
+"""update_refusals.py same|conflict|unknown|progress|concurrent: without a reboot, and what is
+refused changes nothing."""
 
 import json
 import os
