@@ -3,7 +3,8 @@
 and by the reference, of each version and algorithm. `fsck.erofs` accepts the images.
 
 The trees are random ones; COMPOSEFS_TREE may name an unpacked root file system, which comes first.
-Left out of a layer, so of the directory, too: sockets and times before 1970.
+What tar can't say is removed from the trees: sockets, second names of devices and fifos, times
+before 1970.
 """
 
 from __future__ import annotations
@@ -72,10 +73,12 @@ def trees(rng: random.Random, count: int, folder: Path) -> Iterator[Path]:
 
 
 def _adapt(root: bytes) -> None:
-    """Remove sockets, and move times before 1970."""
+    """Remove sockets and second names of special files, and move times before 1970."""
     for folder, _, files in os.walk(root, topdown=False):
         for path in (*(os.path.join(folder, name) for name in files), folder):
-            if st.S_ISSOCK(os.lstat(path).st_mode):
+            stat = os.lstat(path)
+            plain = st.S_ISDIR(stat.st_mode) or st.S_ISREG(stat.st_mode) or st.S_ISLNK(stat.st_mode)
+            if st.S_ISSOCK(stat.st_mode) or (not plain and stat.st_nlink > 1):
                 os.unlink(path)
         for name in os.listdir(folder):
             _move(os.path.join(folder, name))
