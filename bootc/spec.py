@@ -84,6 +84,8 @@ class ComposefsEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OstreeEntry:
+    """What ostree knows of a deployment; not of this backend."""
+
     stateroot: str
     checksum: str
     deploy_serial: int
@@ -98,6 +100,8 @@ class OstreeEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootEntry:
+    """A deployment; `incompatible`, `pinned` and `store` mean something to ostree only."""
+
     image: ImageStatus | None = None
     cached_update: ImageStatus | None = None
     incompatible: bool = False
@@ -124,6 +128,8 @@ class BootEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsrOverlay:
+    """What is mounted over /usr."""
+
     read_only: bool
     persistent: bool = False
 
@@ -136,6 +142,8 @@ class UsrOverlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSpec:
+    """What is wanted: the image that is followed, and what boots next."""
+
     image: ImageReference | None = None
     boot_order: BootOrder = BootOrder.DEFAULT
 
@@ -176,6 +184,8 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
+    """The whole document."""
+
     spec: HostSpec = field(default_factory=HostSpec)
     status: HostStatus = field(default_factory=HostStatus)
 
