@@ -132,7 +132,7 @@ def test_skopeo_is_asked_to_read_what_has_a_policy(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     image = ImageReference(image="/layout:1", transport=Transport.OCI, signature=CONTAINER_POLICY)
-    with pytest.raises(BootcError, match="^skopeo "), source.open_image(image):
+    with pytest.raises(BootcError, match=r"^skopeo "), source.open_image(image):
         pass
     said = log.read_text().splitlines()
     assert said[0] == "--version"
