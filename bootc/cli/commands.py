@@ -116,6 +116,7 @@ def _install_options(arguments: Namespace) -> InstallOptions:
         root_ssh_authorized_keys=_read_text(keys) if keys else None,
         generic_image=arguments.generic_image,
         disable_selinux=arguments.disable_selinux,
+        enforce_sigpolicy=arguments.enforce_container_sigpolicy,
         dry_run=arguments.dry_run,
     )
 
@@ -123,7 +124,6 @@ def _install_options(arguments: Namespace) -> InstallOptions:
 def _refuse_unwritten(arguments: Namespace) -> None:
     """Options that bootc has and this release does not honour are refused, never ignored."""
     given = {
-        "--enforce-container-sigpolicy": arguments.enforce_container_sigpolicy,
         "--run-fetch-check": arguments.run_fetch_check,
         "--experimental-unified-storage": arguments.experimental_unified_storage,
         "--disable-selinux": arguments.disable_selinux,

@@ -285,7 +285,11 @@ def _add_shared(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--target-no-signature-verification", action="store_true", help=argparse.SUPPRESS
     )
-    one.add_argument("--enforce-container-sigpolicy", action="store_true", help="not yet")
+    one.add_argument(
+        "--enforce-container-sigpolicy",
+        action="store_true",
+        help="take only updates that containers-policy.json(5) verifies",
+    )
     one.add_argument("--run-fetch-check", action="store_true", help="not yet")
     one.add_argument("--skip-fetch-check", action="store_true", help="the default")
     one.add_argument("--experimental-unified-storage", action="store_true", help=argparse.SUPPRESS)

@@ -51,6 +51,7 @@ class InstallOptions:
     root_ssh_authorized_keys: str | None = None
     generic_image: bool = False
     disable_selinux: bool = False
+    enforce_sigpolicy: bool = False
     dry_run: bool = False
 
 

@@ -7,7 +7,7 @@ Making the plan reads the machine and the image, and refuses what cannot work; n
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from bootc import process
@@ -28,7 +28,7 @@ from bootc.install.options import (
 from bootc.linux import blockdev
 from bootc.log import show_size
 from bootc.oci.model import this_platform
-from bootc.oci.reference import ImageReference, parse_imgref
+from bootc.oci.reference import CONTAINER_POLICY, ImageReference, parse_imgref
 from bootc.spec import Bootloader
 
 
@@ -163,7 +163,7 @@ def _finish_plan(
 ) -> InstallPlan:
     return InstallPlan(
         image=image,
-        target_image=_target_image(options, image),
+        target_image=_target_image(options, config, image),
         bootloader=bootloader,
         destination=destination,
         root_kargs=(*root_kargs, *config.kargs),
@@ -174,11 +174,17 @@ def _finish_plan(
     )
 
 
-def _target_image(options: InstallOptions, image: ImageFacts) -> ImageReference:
-    """Where updates come from: the target that the user named, else the source itself."""
-    if options.target_imgref is None:
-        return image.reference
-    return parse_imgref(f"{options.target_transport or 'registry'}:{options.target_imgref}")
+def _target_image(
+    options: InstallOptions, config: InstallConfig, image: ImageFacts
+) -> ImageReference:
+    """Where updates come from, the target that the user named, else the source itself; and how
+    they are verified."""
+    target = image.reference
+    if options.target_imgref is not None:
+        target = parse_imgref(f"{options.target_transport or 'registry'}:{options.target_imgref}")
+    if options.enforce_sigpolicy or config.enforce_container_sigpolicy:
+        target = replace(target, signature=CONTAINER_POLICY)
+    return target
 
 
 def _check_common(options: InstallOptions, config: InstallConfig, image: ImageFacts) -> Bootloader:

@@ -124,7 +124,6 @@ def test_status_format_version(capsys: Capture) -> None:
         "--stateroot=x",
         "--uki-addon=a",
         "--progress-fd=5",
-        "--enforce-container-sigpolicy",
         "--via-loopback",
     ],
 )

@@ -154,10 +154,24 @@ def test_free_space() -> None:
 
 def test_target_image() -> None:
     named = InstallOptions(target_imgref="quay.io/x/y:1")
-    assert str(plans._target_image(named, IMAGE)) == "quay.io/x/y:1"
+    none = InstallConfig()
+    assert str(plans._target_image(named, none, IMAGE)) == "quay.io/x/y:1"
     local = replace(named, target_transport="containers-storage")
-    assert plans._target_image(local, IMAGE).imgref == "containers-storage:quay.io/x/y:1"
-    assert plans._target_image(InstallOptions(), IMAGE) == REFERENCE
+    assert plans._target_image(local, none, IMAGE).imgref == "containers-storage:quay.io/x/y:1"
+    assert plans._target_image(InstallOptions(), none, IMAGE) == REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (InstallOptions(enforce_sigpolicy=True), InstallConfig()),
+        (InstallOptions(), InstallConfig(enforce_container_sigpolicy=True)),
+    ],
+)
+def test_updates_that_a_policy_verifies(options: InstallOptions, config: InstallConfig) -> None:
+    """Spec §14, 20: the origin keeps how updates are verified."""
+    found = plans._target_image(options, config, IMAGE)
+    assert found == replace(REFERENCE, signature="containerPolicy")
 
 
 CONTAINER = (
