@@ -18,7 +18,7 @@ from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
 from bootc.deploy import legacy, state
-from bootc.deploy.cleanup import clean_up
+from bootc.deploy.cleanup import REMOVED, clean_up
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.sysroot import Sysroot, read_deployments, read_menu
 from bootc.errors import BootcError
@@ -281,6 +281,48 @@ def test_removing_a_state_does_not_touch_var(tmp_path: Path) -> None:
     clean_up(machine.sysroot)
     assert state.list_deployments(str(machine.root)) == [one]
     assert shared.read_text() == "log"
+
+
+def test_defect_6_images_in_the_container_storage_survive(tmp_path: Path) -> None:
+    machine, (one, _) = build(tmp_path / "m", *versions("1", "2"))
+    bound = machine.root / paths.STORAGE / "overlay-images" / "images.json"
+    bound.parent.mkdir(parents=True)
+    bound.write_text("[]")
+    keep(machine, one)
+    clean_up(machine.sysroot)
+    assert bound.read_text() == "[]"
+    check_whole(machine)
+
+
+def test_leftovers_of_an_aborted_upgrade_go_and_are_named_in_the_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, (one, two) = build(tmp_path / "m", *versions("1", "2"))
+    aborted = "cd" * 64
+    state.make_skeleton(str(machine.root), aborted)
+    folder = machine.esp / paths.ESP_KERNELS / f"{paths.BOOT_PREFIX}{aborted}"
+    folder.mkdir()
+    (folder / "vmlinuz.new").write_text("half")
+    staged = machine.esp / paths.ENTRIES_STAGED
+    staged.mkdir()
+    (staged / ".bootc_x-1-1.conf.Ab3").write_text("title ha")
+    (staged / "bootc_x-1-0.conf").write_text(f"options composefs={aborted}")
+    with caplog.at_level("INFO"):
+        clean_up(machine.sysroot)
+    assert sorted(state.list_deployments(str(machine.root))) == sorted([one, two])
+    assert not folder.exists()
+    assert not staged.exists()
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if getattr(record, "MESSAGE_ID", None) == REMOVED
+    ]
+    assert told == [
+        "removed a staged menu that nothing waits for",
+        f"removed the kernel folder {paths.BOOT_PREFIX}{aborted}",
+        f"removed the state of deployment {aborted}",
+    ]
+    check_whole(machine)
 
 
 # -- Origins of older versions

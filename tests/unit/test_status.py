@@ -3,6 +3,8 @@
 
 import json
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from bootc import paths, status
+from bootc import paths, process, status
 from bootc.boot import menu
 from bootc.cli import render
 from bootc.composefs.digest import Algorithm, digest_bytes
@@ -456,6 +458,30 @@ def test_random_states_give_valid_documents_that_name_each_deployment_once(
         rollback = host.status.rollback
         is_first = rollback is not None and order[0] == verity(rollback)
         assert host.status.rollback_queued == is_first
+
+
+_PROGRAM = """
+import sys
+from bootc import status
+from bootc.cli import render
+from bootc.deploy.sysroot import Sysroot
+
+root, esp, run, current, booted = sys.argv[1:]
+sysroot = Sysroot(root=root, esp=esp, run=run, current=current, booted=booted, insecure=True)
+render.say_exactly(render.host_json(status.describe(sysroot)))
+"""
+
+
+def test_ten_at_once_say_the_same(machine: MockMachine) -> None:
+    install(machine, "1", "2")
+    sysroot = machine.sysroot
+    argv = [sys.executable, "-c", _PROGRAM, sysroot.root, sysroot.need_esp(), sysroot.run]
+    argv += [sysroot.current, sysroot.need_booted()]
+    with ThreadPoolExecutor(10) as pool:
+        options = {"PYTHONPATH": str(SCHEMA.parents[3])}
+        said = [pool.submit(process.run, argv, env=options) for _ in range(10)]
+        found = {one.result().stdout for one in said}
+    assert found == {render.host_json(read(machine))}
 
 
 def test_the_overlay_of_usr_is_shown(machine: MockMachine) -> None:
