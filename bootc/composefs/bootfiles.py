@@ -58,9 +58,15 @@ class Type2:
 BootEntry = Type1 | Type2
 
 
-def find_entries(repo: Repository, root: Directory) -> list[BootEntry]:
-    """The boot entries of an image that is not transformed for booting yet."""
-    return [*_type1(repo, root), *_type2(root), *_kernels(root)]
+def find_entries(repo: Repository, root: Directory) -> Iterator[BootEntry]:
+    """The boot entries of an image that is not transformed for booting yet.
+
+    Raises `FormatError` or `BootcError` for a bad one when it is its turn: whoever wants the first
+    is not kept from it by a later one.
+    """
+    yield from _type1(repo, root)
+    yield from _type2(root)
+    yield from _kernels(root)
 
 
 def _is_file(node: object) -> bool:

@@ -373,6 +373,13 @@ def test_prepare_boot_of_a_kernel_without_an_initramfs(cfsctl: Cfsctl, tmp_path:
     pulled(cfsctl, write_layout(tmp_path / "oci", [bare]), "k")
     said = cfsctl.fails("oci", "prepare-boot", "k", "--bootdir", str(tmp_path))
     assert "no /usr/lib/modules/6.1/initramfs.img" in said
+    # An entry of the image's own comes first, and needs no kernel there.
+    own = folder(b"boot/loader") + folder(b"boot/loader/entries") + member(b"boot/k", b"K")
+    own += member(b"boot/loader/entries/a.conf", b"title x\nlinux /boot/k\n")
+    bare = bare.removesuffix(END) + own + END
+    pulled(cfsctl, write_layout(tmp_path / "own", [bare]), "k")
+    cfsctl("oci", "prepare-boot", "k", "--bootdir", str(tmp_path))
+    assert (tmp_path / "boot/k").read_bytes() == b"K"
 
 
 def test_the_config_refers_to_the_plain_image_first(cfsctl: Cfsctl, tmp_path: Path) -> None:

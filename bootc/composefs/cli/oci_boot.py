@@ -55,8 +55,8 @@ def _prepare_boot(args: argparse.Namespace) -> None:
 
     with open_repository(args) as repo:
         root = assemble(repo, load_named(repo, args.image, args.verity))
-        entries = find_entries(repo, root)
-        if not entries:
+        entry = next(find_entries(repo, root), None)
+        if entry is None:
             raise BootcError(
                 f"{args.image} has neither boot entries nor a kernel",
                 hint="a kernel belongs at /usr/lib/modules/VERSION/vmlinuz",
@@ -69,9 +69,7 @@ def _prepare_boot(args: argparse.Namespace) -> None:
             version=FormatVersion(repo.erofs_version),
             insecure=not repo.secure,
         )
-        write_entry(
-            repo, entries[0], args.bootdir, karg, entry_id=args.entry_id, cmdline=args.cmdline
-        )
+        write_entry(repo, entry, args.bootdir, karg, entry_id=args.entry_id, cmdline=args.cmdline)
         make_state(os.path.dirname(os.path.abspath(repo.path)), image.id)
 
 
