@@ -16,27 +16,11 @@ if TYPE_CHECKING:
 
 def config_diff(arguments: Namespace) -> None:
     """What was changed in /etc; and, when something is staged, what would conflict with it."""
-    from bootc.composefs.erofs_reader import read_image
-    from bootc.composefs.repository import Repository
-    from bootc.deploy.etc_merge import plan_merge
-    from bootc.deploy.etc_tree import read_live
-    from bootc.deploy.state import read_staged
+    from bootc.deploy.etc_changes import read_etc_changes
     from bootc.deploy.sysroot import open_booted
 
-    with (
-        open_booted(writable=False) as sysroot,
-        Repository.open(sysroot.repository, insecure=sysroot.insecure) as repo,
-    ):
-        mark = read_staged(sysroot.staged_file)
-        trees = []
-        for name in (sysroot.need_booted(), mark.deployment if mark else None):
-            if name is not None:
-                tree = read_image(repo.read_image(name), name[:16]).find_directory("etc")
-                if tree is None:
-                    raise BootcError(f"the image {name[:16]}… has no /etc")
-                trees.append(tree)
-        current = read_live(f"{sysroot.current}/etc", algorithm=repo.algorithm)
-        plan = plan_merge(trees[0], current, trees[1] if len(trees) > 1 else None)
+    with open_booted(writable=False) as sysroot:
+        plan = read_etc_changes(sysroot)
     render.say_exactly(render.etc_changes(plan, color=sys.stdout.isatty()))
 
 

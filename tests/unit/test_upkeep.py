@@ -12,6 +12,7 @@ from bootc import paths
 from bootc.cli import main, parser, render
 from bootc.composefs.repository import Repository
 from bootc.deploy.check import check_system
+from bootc.deploy.etc_changes import read_etc_changes
 from bootc.deploy.etc_merge import Conflict, ConflictKind, MergePlan
 from bootc.deploy.sysroot import read_menu
 from tests.sysroots import ImageContent, MockMachine
@@ -100,6 +101,24 @@ def test_paths_are_quoted_for_debugging(path: str, quoted: str) -> None:
     assert render.debug_quoted(path) == quoted
 
 
+def test_changes_of_etc_are_those_since_the_image(machine: MockMachine) -> None:
+    one, two = machine.menu()
+    assert read_etc_changes(machine.sysroot).is_empty
+    etc = machine.etc(one)
+    (etc / "hostname").write_text("mine\n")
+    (etc / "more").mkdir()
+    (etc / "more/file").write_text("x" * 1000)
+    (etc / "dir").mkdir()
+    (etc / "issue").unlink()
+    assert read_etc_changes(machine.sysroot) == MergePlan(
+        added=("dir", "more", "more/file"), modified=("hostname",), removed=("issue",)
+    )
+    machine.stage_mark(two)
+    assert read_etc_changes(machine.sysroot).conflicts == (
+        Conflict(path="dir", now=ConflictKind.FILE),
+    )
+
+
 # -- Schemas
 
 
@@ -162,7 +181,10 @@ def test_both_spellings_of_usr_overlay() -> None:
 def machine(tmp_path: Path) -> MockMachine:
     machine = MockMachine(tmp_path / "m")
     for version in ("1", "2"):
-        content = ImageContent(version, kernel=version.encode() * 99)
+        etc = {"hostname": b"mock\n", "issue": b"long " * 50}
+        if version == "2":
+            etc["dir"] = b"a file here"
+        content = ImageContent(version, kernel=version.encode() * 99, etc=etc)
         machine.install(machine.image(version, content))
     return machine
 
