@@ -73,6 +73,15 @@ def read_image(
         return _Reader(ErofsImage(data, source), validate=False, as_is=as_is).read()
 
 
+def read_folder(data: bytes | memoryview, name: bytes, source: str = "image") -> Directory | None:
+    """The tree of the directory `name` of an image's root alone; None if there is none.
+
+    Of an image that is trusted: what lies elsewhere isn't looked at, so hard links aren't counted.
+    """
+    with paused_collector():
+        return _Reader(ErofsImage(data, source), validate=False).read_folder(name)
+
+
 def collect_objects(data: bytes | memoryview, source: str = "image") -> set[bytes]:
     """The digests of all objects that an image needs, by metacopy or by redirect path."""
     reader = _Reader(ErofsImage(data, source), validate=True)
@@ -100,15 +109,30 @@ class _Reader:
         inode = self.image.inode(top)
         if inode.kind != st.S_IFDIR:
             self.fail(inode.offset, "the root is not a directory")
-        root = Directory(_stat(inode))
         seen = {top}
-        level = [(top, top, inode, root)]
+        root = self.tree(top, top, inode, seen)
+        self.check_names(len(seen))
+        return root
+
+    def read_folder(self, wanted: bytes) -> Directory | None:
+        top = self.image.super.root
+        for name, child, kind in self.image.entries(self.image.inode(top)):
+            if name == wanted and kind == _DIRECTORY:
+                inode = self.image.inode(child)
+                if inode.kind != st.S_IFDIR:
+                    self.fail(inode.offset, f"{name!r} isn't the directory it is listed as")
+                return self.tree(child, top, inode, {top, child})
+        return None
+
+    def tree(self, nid: int, parent: int, inode: Inode, seen: set[int]) -> Directory:
+        """A directory and all below it; the inode numbers of directories are added to `seen`."""
+        root = Directory(_stat(inode))
+        level = [(nid, parent, inode, root)]
         for _ in range(DEPTH_MAX):
             below: list[tuple[int, int, Inode, Directory]] = []
             for nid, parent, inode, directory in level:
                 self.fill(nid, parent, inode, directory, below, seen)
             if not below:
-                self.check_names(len(seen))
                 return root
             level = below
         return self.fail(level[0][2].offset, f"directories are {DEPTH_MAX} deep")

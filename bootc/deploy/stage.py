@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from bootc import fs, paths
 from bootc.boot import entries, kargs, menu
 from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
-from bootc.composefs.erofs_reader import read_image
+from bootc.composefs.erofs_reader import read_folder
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, attach_images, image_key
@@ -221,7 +221,7 @@ def _store(
 
 def pristine_etc(repo: Repository, deployment: str) -> Directory:
     """/etc as the image of a deployment has it; read from the image, not from a mount."""
-    etc = read_image(repo.read_image(deployment), deployment[:16]).find_directory("etc")
+    etc = read_folder(repo.read_image(deployment), b"etc", deployment[:16])
     if etc is None:
         raise BootcError(f"the image {deployment[:16]}… has no /etc")
     return etc

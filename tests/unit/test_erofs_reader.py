@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.dumpfile import format_dump, parse_dump
 from bootc.composefs.erofs_format import FormatVersion
-from bootc.composefs.erofs_reader import collect_objects, read_image
+from bootc.composefs.erofs_reader import collect_objects, read_folder, read_image
 from bootc.composefs.erofs_writer import write_image
 from bootc.errors import FormatError
 from bootc.tree import (
@@ -97,6 +97,11 @@ def test_image_round_trip(root: Directory, many: int, link: bool) -> None:
         assert format_dump(back) == format_dump(root)
         assert write_image(back, version=version) == image
         assert len(collect_objects(image)) == len(digests(root))
+        for name, node in back.entries.items():
+            alone = read_folder(image, name)
+            assert (alone is not None) == isinstance(node, Directory)
+            if alone is not None and isinstance(node, Directory):
+                assert format_dump(alone) == format_dump(node)
 
 
 def fit_for_v2(root: Directory) -> None:
