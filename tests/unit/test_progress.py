@@ -209,14 +209,13 @@ def test_the_image_that_the_booted_tests_derive(tmp_path: Path) -> None:
     assert before is not None
     assert before.digest is not None
     layout = str(tmp_path / "derived")
-    files = {"usr/share/booted/version": b"2\n", "etc/new": b"new\n"}
+    files = {"usr/lib/booted/version": b"2\n", "etc/new": b"new\n"}
     made = [
         derived_image.derive(
             before.digest,
             layout,
             files,
             repository=machine.sysroot.repository,
-            root=machine.sysroot.current,
         )
         for _ in range(2)
     ]

@@ -19,12 +19,16 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 
-def make_layer(files: "Mapping[str, bytes]", root: str) -> bytes:
-    """A tar of these files, and of those of their folders that `root` doesn't have."""
+EVERYWHERE = ("etc", "usr", "usr/lib", "usr/lib/bootc", "usr/share")
+"""Folders that every image here has."""
+
+
+def make_layer(files: "Mapping[str, bytes]") -> bytes:
+    """A tar of these files and of their folders."""
     folders: set[str] = set()
     for name in files:
         while name := os.path.dirname(name):
-            if not os.path.isdir(f"{root}/{name}"):
+            if name not in EVERYWHERE:
                 folders.add(name)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -45,7 +49,6 @@ def derive(
     files: "Mapping[str, bytes]",
     *,
     repository: str = "/sysroot/composefs",
-    root: str = "/",
 ) -> str:
     """Write the layout, tag `latest`; returns the digest of the new manifest."""
     from bootc.composefs.repository import Repository
@@ -55,7 +58,7 @@ def derive(
         image = load_image(repo, f"@{manifest_digest}")
     manifest: dict[str, Any] = json.loads(image.manifest)
     config: dict[str, Any] = json.loads(image.config)
-    layer = make_layer(files, root)
+    layer = make_layer(files)
     config["rootfs"]["diff_ids"].append(_digest(layer))
     config.setdefault("history", []).append({"created_by": "booted test"})
     manifest["layers"].append({"mediaType": LAYER, **_write_blob(layout, layer)})
