@@ -188,6 +188,8 @@ def _make_entry(
         case b"2":
             if not target or len(target) > _PATH_MAX:
                 raise _Bad(f"a symlink with a target of {len(target)} bytes")
+            if b"\0" in target:
+                raise _Bad(f"the symlink's target {target[:80]!r} has a NUL byte")
             return Entry(path, Leaf(found, Symlink(target)))
         case b"3" | b"4":
             rdev = _device(fields[13], fields[14])

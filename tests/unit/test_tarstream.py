@@ -175,6 +175,7 @@ def test_tar_binary_numbers() -> None:
         (header(b"f", kind=b"V"), "unknown type"),
         (header(b"d", 512, b"5") + bytes(512), "with a size"),
         (header(b"l", 0, b"2"), "symlink with a target"),
+        (pax(linkpath=b"a\0b") + header(b"l", 0, b"2"), "target b'a.x00b' has a NUL byte"),
         (header(b"h", 0, b"1"), "hard link to nothing"),
         (header(b"/", 0, b"0"), "root is a regular file"),
         (header(b".", 0, b"2", link=b"x"), "root is no directory"),
