@@ -95,4 +95,6 @@ def step(what: str) -> Iterator[None]:
 def show_size(size: int) -> str:
     """A number of bytes for people."""
     mebibytes = size / (1 << 20)
+    if mebibytes < 1:
+        return f"{size / 1024:.0f} KiB"
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import load_image
 from bootc.deploy import image as images
 from bootc.deploy import machine, messages, state
 from bootc.deploy.progress import Observer, Stage
@@ -30,7 +32,9 @@ from bootc.deploy.stage import (
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Sysroot, read_origin
 from bootc.errors import BootcError
+from bootc.log import show_size
 from bootc.oci.layout import ImageSource
+from bootc.oci.model import read_manifest
 from bootc.oci.reference import ImageReference, Transport
 
 _log = logging.getLogger(__name__)
@@ -88,6 +92,8 @@ class Offer:
     image: ImageReference
     digest: str
     version: str | None = None
+    layers: tuple[str, ...] = ()
+    """Lines that compare its layers with those of the booted image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +192,41 @@ def _available(offer: Offer) -> tuple[str, ...]:
     lines = [f"Update available for: {offer.image.imgref}"]
     if offer.version is not None:
         lines.append(f"  Version: {offer.version}")
-    return (*lines, f"  Digest: {offer.digest}")
+    return (*lines, f"  Digest: {offer.digest}", *offer.layers)
+
+
+def compare_layers(old: bytes | None, new: bytes) -> tuple[str, ...]:
+    """For people: how many layers the manifest `new` has, and how they differ from those of `old`.
+
+    Sizes are those of the layers as they are transferred.
+    """
+    there = _layers(new)
+    lines = [("Total new layers", there)]
+    if old is not None:
+        here = _layers(old)
+        lines += [
+            ("Removed layers", {key: size for key, size in here.items() if key not in there}),
+            ("Added layers", {key: size for key, size in there.items() if key not in here}),
+        ]
+    return tuple(
+        f"  {name}: {len(found)}  Size: {show_size(sum(found.values()))}" for name, found in lines
+    )
+
+
+def _layers(manifest: bytes) -> dict[str, int]:
+    return {one.digest: one.size for one in read_manifest(manifest, "manifest").layers}
+
+
+def _read_booted_manifest(sysroot: Sysroot, facts: Facts) -> bytes | None:
+    """None, if it isn't in the repository any more."""
+    if facts.booted is None or facts.booted.digest is None:
+        return None
+    try:
+        with Repository.open(sysroot.repository, insecure=sysroot.insecure) as repo:
+            return load_image(repo, f"@{facts.booted.digest}").manifest
+    except (BootcError, OSError) as error:
+        _log.debug("the booted image's manifest cannot be read: %s", error)
+        return None
 
 
 def decide_switch(facts: Facts, target: ImageReference) -> Plan:
@@ -209,7 +249,7 @@ def upgrade(
         return _relock(sysroot, facts, decide_from_downloaded(facts))
     target = upgrade_target(facts, options.tag)
     with open_image(target) as source:
-        offer = _read_offer(target, source)
+        offer = _read_offer(target, source, _read_booted_manifest(sysroot, facts))
         plan = decide_upgrade(facts, offer, options)
         if plan.action is not Action.STAGE:
             if options.check:
@@ -226,7 +266,7 @@ def upgrade(
             )
         except SameImageError as error:
             return _same_upgrade(target, error)
-    return _finish(sysroot, made, messages.STAGE, observer)
+    return _finish(sysroot, made, offer.layers, messages.STAGE, observer)
 
 
 def switch(
@@ -242,12 +282,13 @@ def switch(
     if plan.action is Action.NOTHING:
         return Outcome(lines=plan.lines, changed=False, ready=_is_ready(facts))
     with open_image(target) as source:
+        layers = compare_layers(_read_booted_manifest(sysroot, facts), source.manifest)
         try:
             _refuse_same_manifest(sysroot, source)
             made = stage(sysroot, source, target, observer=observer)
         except SameImageError as error:
             raise BootcError(error.message, hint=_instead(error.role, target)) from None
-    return _finish(sysroot, made, messages.SWITCH, observer)
+    return _finish(sysroot, made, layers, messages.SWITCH, observer)
 
 
 def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
@@ -266,12 +307,13 @@ def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
     return Outcome(lines=(f"Updates will come from: {target.imgref}",), changed=True, ready=False)
 
 
-def _read_offer(target: ImageReference, source: ImageSource) -> Offer:
+def _read_offer(target: ImageReference, source: ImageSource, old: bytes | None) -> Offer:
     check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
     return Offer(
         image=target,
         digest=source.manifest_digest,
         version=images.image_version(source.manifest, source.config, str(target)),
+        layers=compare_layers(old, source.manifest),
     )
 
 
@@ -328,7 +370,11 @@ def _instead(role: str, target: ImageReference) -> str:
 
 
 def _finish(
-    sysroot: Sysroot, made: StagedImage, message: str, observer: Observer | None
+    sysroot: Sysroot,
+    made: StagedImage,
+    layers: tuple[str, ...],
+    message: str,
+    observer: Observer | None,
 ) -> Outcome:
     tell = observer or Observer()
     tell.stage(Stage.CLEANUP)
@@ -341,5 +387,5 @@ def _finish(
         lines = [f"Downloaded, not to be applied on reboot: {made.image.imgref}"]
     if made.version is not None:
         lines.append(f"  Version: {made.version}")
-    lines.append(f"  Digest: {made.digest}")
+    lines += [f"  Digest: {made.digest}", *layers]
     return Outcome(lines=tuple(lines), changed=True, ready=not made.locked, staged=made)

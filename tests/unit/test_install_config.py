@@ -106,3 +106,4 @@ def test_parse_size_refuses(text: str) -> None:
 
 def test_show_size() -> None:
     assert (show_size(100 * MIB), show_size(1536 * MIB)) == ("100 MiB", "1.5 GiB")
+    assert show_size(3000) == "3 KiB"

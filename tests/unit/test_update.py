@@ -60,7 +60,13 @@ def test_upgrade_finalize_reboot_rollback(machine: MockMachine) -> None:
     assert done.staged is not None
     second = done.staged.id
     assert done.lines[0].startswith("Queued for next boot: oci:")
-    assert done.lines[1:] == ("  Version: 1", f"  Digest: {done.staged.digest}")
+    assert done.lines[1:] == (
+        "  Version: 1",
+        f"  Digest: {done.staged.digest}",
+        "  Total new layers: 1  Size: 10 KiB",
+        "  Removed layers: 1  Size: 10 KiB",
+        "  Added layers: 1  Size: 10 KiB",
+    )
     assert (done.changed, done.ready) == (True, True)
     assert machine.menu() == [first]
     assert [(one.id, one.staged) for one in read_deployments(machine.sysroot)] == [
@@ -96,7 +102,8 @@ def test_check_changes_nothing_even_with_the_image_pulled(machine: MockMachine) 
     rollback_free = everything(machine.path)
     done = update.upgrade(machine.sysroot, UpgradeOptions(check=True))
     assert done.lines[0].startswith("Update available for: oci:")
-    assert done.lines[-1].startswith("  Digest: sha256:")
+    assert done.lines[2].startswith("  Digest: sha256:")
+    assert done.lines[-1].startswith("  Added layers: 1")
     assert not done.changed
     assert everything(machine.path) == rollback_free
     assert machine.menu() == [first]
