@@ -26,6 +26,7 @@ from bootc.tree import (
     Stat,
     Symlink,
 )
+from tests.cuts import run_until_cut
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -292,6 +293,33 @@ def test_a_merge_into_the_pristine_tree_leaves_no_difference(
         return
     apply_merge(plan, top / "current", top / "new")
     assert plan_merge(here, read_live(top / "new")).is_empty
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(pristine=_tree, current=_tree, new=_tree, number=st.integers(0, 25))
+def test_a_merge_that_was_cut_is_finished_by_the_next_one(
+    tmp_path_factory: pytest.TempPathFactory,
+    pristine: Directory,
+    current: Directory,
+    new: Directory,
+    number: int,
+) -> None:
+    top = tmp_path_factory.mktemp("etc")
+    write(pristine, top / "pristine")
+    write(current, top / "current")
+    write(new, top / "new")
+    was, here = read_live(top / "pristine"), read_live(top / "current")
+    before = flat(read_live(top / "new"))
+    plan = plan_merge(was, here, read_live(top / "new"))
+    if plan.conflicts:
+        return
+    run_until_cut(lambda: apply_merge(plan, top / "current", top / "new"), number)
+    again = plan_merge(was, here, read_live(top / "new"))
+    assert again.conflicts == ()
+    apply_merge(again, top / "current", top / "new")
+    assert flat(read_live(top / "new")) == model(flat(was), flat(here), before)
 
 
 def _three(
