@@ -12,28 +12,61 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator
 
 from bootc import fs
-from bootc.composefs.digest import Algorithm, digest_fd
+from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.errors import BootcError
 from bootc.linux import fsverity, libc, reflink
 
 WIDTH = Algorithm.SHA256.size + 1
 """Bytes of a result of `DigestStore.keep`."""
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""How a file is opened that was regular a moment ago."""
 _MODE = 0o644
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_ROOM = 256 * 1024
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
-def open_regular(path: bytes, size: int) -> int:
-    """Open a regular file that had `size` bytes a moment ago."""
-    fd = os.open(path, _READ)
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-        os.close(fd)
-        raise BootcError(f"{os.fsdecode(path)} changes while it is read")
-    return fd
+def changed(path: bytes) -> BootcError:
+    return BootcError(f"{os.fsdecode(path)} changes while it is read")
+
+
+class FileDigester:
+    """fs-verity digests of many files, through one buffer.
+
+    A fresh buffer for each would cost more than a small file's digest.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+        self._room = bytearray(_ROOM)
+        self._view = memoryview(self._room)
+
+    def digest(self, path: bytes, size: int) -> bytes:
+        """The digest of a regular file that had `size` bytes a moment ago."""
+        fd = os.open(path, READ)
+        try:
+            return self.read(fd, path, size)[0]
+        finally:
+            os.close(fd)
+
+    def read(self, fd: int, path: bytes, size: int) -> tuple[bytes, memoryview | None]:
+        """(digest, the whole content if it fits the buffer) of an open file, from its start."""
+        view = self._view
+        count = os.readv(fd, (self._room,))
+        if count < _ROOM:
+            if count != size:
+                raise changed(path)
+            return digest_bytes(view[:count], self._algorithm), view[:count]
+        hasher = self._algorithm.hasher()
+        while count == _ROOM:
+            hasher.update(view)
+            count = os.readv(fd, (self._room,))
+        hasher.update(view[:count])
+        if hasher.size != size or os.readv(fd, (self._room,)):
+            raise changed(path)
+        return hasher.digest(), None
 
 
 class DigestStore:
@@ -45,56 +78,103 @@ class DigestStore:
             os.makedirs(path, exist_ok=True)
         except FileExistsError:
             raise BootcError(f"{path} is not a directory") from None
-        self._verity = True
-        self._shards: set[str] = set()
+        self._digester = FileDigester(Algorithm.SHA256)
+        self._verity = self._clones = self._unnamed = True
+        self._shards: dict[str, int] = {}
+        self._names = {
+            shard + name
+            for shard in os.listdir(path)
+            if len(shard) == 2
+            for name in os.listdir(os.path.join(path, shard))
+        }
 
     def keep(self, path: bytes, size: int) -> bytes:
         """Store a file, if it isn't there yet: its digest, and b"\\1" if it is new, else b"\\0"."""
-        source = open_regular(path, size)
+        source = os.open(path, READ)
         try:
-            before = os.fstat(source)
-            digest = digest_fd(source, Algorithm.SHA256)
-            text = digest.hex()
-            shard = os.path.join(self._path, text[:2])
-            if os.path.lexists(os.path.join(shard, text[2:])):
+            before = os.fstat(source) if size >= _ROOM else None
+            digest, content = self._digester.read(source, path, size)
+            name = digest.hex()
+            if name in self._names:
                 return digest + b"\0"
-            with self._shard(shard) as folder, _unnamed(folder) as (fd, name):
-                if not reflink.clone(fd, source):
-                    reflink.copy(fd, source)
-                after = os.fstat(source)
-                if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                    raise BootcError(f"{os.fsdecode(path)} changes while it is read")
-                if name is None:
-                    self._finish(fd, folder, digest, text[2:])
-                else:
-                    os.rename(name, text[2:], src_dir_fd=folder, dst_dir_fd=folder)
+            folder = self._open_shard(name[:2])
+            if self._exists(folder, name[2:]):
+                return digest + b"\0"
+            with self._storing(folder, name[2:], digest) as fd:
+                self._fill(fd, source, content)
+                if before is not None and _version(before) != _version(os.fstat(source)):
+                    raise changed(path)
         finally:
             os.close(source)
+        self._names.add(name)
         return digest + b"\1"
 
-    @contextlib.contextmanager
-    def _shard(self, path: str) -> Iterator[int]:
-        if path not in self._shards:
-            os.makedirs(path, mode=0o755, exist_ok=True)
-            self._shards.add(path)
-        with fs.open_directory(path) as folder:
-            yield folder
+    def _exists(self, folder: int, name: str) -> bool:
+        return os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False)
 
-    def _finish(self, fd: int, folder: int, digest: bytes, name: str) -> None:
-        """Give a complete unnamed file its name, and verity if that is to be had."""
-        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    def _open_shard(self, shard: str) -> int:
+        """The directory; it stays open as long as this process."""
+        fd = self._shards.get(shard)
+        if fd is None:
+            path = os.path.join(self._path, shard)
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = self._shards[shard] = os.open(path, flags)
+        return fd
+
+    def close(self) -> None:
+        """Close what is open in this process."""
+        while self._shards:
+            os.close(self._shards.popitem()[1])
+
+    @contextlib.contextmanager
+    def _storing(self, folder: int, name: str, digest: bytes) -> Iterator[int]:
+        """A new file to be filled, which gets its name when the block ends well."""
+        fd, temporary = self._create(folder)
         try:
-            # Verity wants no writer; the number must stay that of an open file for its owner.
-            os.dup2(reading, fd, inheritable=False)
+            yield fd
             if self._verity:
                 self._enable(fd, digest)
-            # An equal file may have been faster.
-            with contextlib.suppress(FileExistsError):
-                libc.link_fd(fd, folder, name)
+            if temporary is not None:
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                temporary = None
+            else:
+                # Another process may have had an equal file.
+                with contextlib.suppress(FileExistsError):
+                    libc.link_fd(fd, folder, name)
         finally:
-            os.close(reading)
+            os.close(fd)
+            if temporary is not None:
+                os.unlink(temporary, dir_fd=folder)
+
+    def _create(self, folder: int) -> tuple[int, str | None]:
+        """(descriptor, None) of an unnamed file, or of a file and its name where there are none."""
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        if self._unnamed:
+            try:
+                return os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=folder), None
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED:
+                    raise
+                self._unnamed = False
+        name = fs.temporary_name(".tmp-object-")
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=folder), name
+
+    def _fill(self, fd: int, source: int, content: memoryview | None) -> None:
+        if self._clones:
+            self._clones = reflink.clone(fd, source)
+            if self._clones:
+                return
+        if content is None:
+            reflink.copy(fd, source)
+        else:
+            fs.write_all(fd, content)
 
     def _enable(self, fd: int, digest: bytes) -> None:
+        """Switch verity on, if there is any, for the file `fd`, which is read-only after this."""
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(reading, fd, inheritable=False)
+        os.close(reading)
         try:
             fsverity.enable(fd, Algorithm.SHA256.kernel)
         except OSError as error:
@@ -112,25 +192,5 @@ class DigestStore:
             libc.syncfs(fd)
 
 
-@contextlib.contextmanager
-def _unnamed(folder: int) -> Iterator[tuple[int, str | None]]:
-    """(descriptor, None) of an unnamed file, or of a file and its name where there are none."""
-    flags = os.O_WRONLY | os.O_CLOEXEC
-    name: str | None = None
-    try:
-        fd = os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=folder)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            raise
-        name = fs.temporary_name(".tmp-object-")
-        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=folder)
-    try:
-        os.fchmod(fd, _MODE)
-        yield fd, name
-    except BaseException:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=folder)
-        raise
-    finally:
-        os.close(fd)
+def _version(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

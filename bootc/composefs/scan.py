@@ -17,8 +17,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from bootc.composefs.collector import paused_collector
-from bootc.composefs.digest import Algorithm, digest_bytes
-from bootc.composefs.digest_store import WIDTH, DigestStore, open_regular
+from bootc.composefs.digest import Algorithm
+from bootc.composefs.digest_store import READ, WIDTH, DigestStore, FileDigester, changed
 from bootc.composefs.workers import Workers
 from bootc.errors import BootcError
 from bootc.tree import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from bootc.composefs.repository import Repository
 
 _SECOND = 1_000_000_000
-_ROOM = 256 * 1024
 
 
 class Keeper(Protocol):
@@ -76,26 +75,8 @@ DEFAULTS = ScanOptions()
 def find_digest(algorithm: Algorithm, *, processes: int | None = None) -> Keep:
     """Only compute the digests of contents, in this many processes (default: all processors)."""
 
-    # One buffer for all files: a fresh one of this size costs more than a small file's digest.
-    room = bytearray(_ROOM)
-    view = memoryview(room)
-
-    def work(path: bytes, size: int) -> bytes:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            hasher = algorithm.hasher()
-            while (count := os.readv(fd, (room,))) == _ROOM:
-                hasher.update(view)
-        finally:
-            os.close(fd)
-        if hasher.size + count != size:
-            raise BootcError(f"{os.fsdecode(path)} changes while it is read")
-        if not hasher.size:
-            return digest_bytes(view[:count], algorithm)
-        hasher.update(view[:count])
-        return hasher.digest()
-
-    return lambda: Workers(work, algorithm.size, processes=processes)
+    digester = FileDigester(algorithm)
+    return lambda: Workers(digester.digest, algorithm.size, processes=processes)
 
 
 def store_content(repo: Repository) -> Keep:
@@ -114,7 +95,7 @@ class _InRepository:
         self._digests: list[bytes] = []
 
     def submit(self, path: bytes, size: int) -> None:
-        with os.fdopen(open_regular(path, size), "rb") as reader:
+        with os.fdopen(os.open(path, READ), "rb") as reader:
             self._digests.append(self._repo.ensure_object_from(reader, size))
 
     def finish(self) -> Iterable[bytes]:
@@ -127,8 +108,11 @@ def store_files(path: str, *, processes: int | None = None) -> Keep:
     @contextlib.contextmanager
     def keeper() -> Iterator[Keeper]:
         store = DigestStore(path)
-        with Workers(store.keep, WIDTH, processes=processes) as workers:
-            yield _InStore(store, workers)
+        try:
+            with Workers(store.keep, WIDTH, processes=processes) as workers:
+                yield _InStore(store, workers)
+        finally:
+            store.close()
 
     return keeper
 
@@ -244,13 +228,13 @@ def _small_content(path: bytes, kind: int, info: os.stat_result) -> Content:
     if kind == stat.S_IFREG:
         if not info.st_size:
             return _EMPTY
-        fd = open_regular(path, info.st_size)
+        fd = os.open(path, READ)
         try:
             data = os.read(fd, INLINE_MAX + 1)
         finally:
             os.close(fd)
         if len(data) != info.st_size:
-            raise BootcError(f"{os.fsdecode(path)} changes while it is read")
+            raise changed(path)
         return Inline(data)
     if kind == stat.S_IFLNK:
         return Symlink(os.readlink(path))
