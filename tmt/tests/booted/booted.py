@@ -109,10 +109,11 @@ def reboot_count() -> int:
     return int(os.environ["TMT_REBOOT_COUNT"])
 
 
-def reboot() -> NoReturn:
-    """Reboot and begin this test anew, with `reboot_count()` one higher."""
+def reboot(command: "str | None" = None) -> NoReturn:
+    """Reboot, by `command` if it is given, and begin this test anew, `reboot_count()` one higher."""
     environment = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
-    code = subprocess.run(["tmt-reboot"], env=environment).returncode
+    argv = ["tmt-reboot", *(["-c", command] if command else [])]
+    code = subprocess.run(argv, env=environment).returncode
     raise RuntimeError(f"tmt-reboot came back with status {code}")
 
 

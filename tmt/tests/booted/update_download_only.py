@@ -55,7 +55,8 @@ def release(record: "dict[str, str]") -> None:
     said = booted.told("bootc", "upgrade", "--from-downloaded")
     booted.expect("will now be applied on reboot" in said, "it is released")
     booted.expect(not booted.status()["status"]["staged"]["downloadOnly"], "it is not held back")
-    booted.reboot()
+    # Nothing is left to be done but the reboot, and that is bootc's.
+    booted.reboot("bootc upgrade --from-downloaded --apply")
 
 
 def applied(record: "dict[str, str]") -> None:
