@@ -163,11 +163,15 @@ def read_staged(path: str = paths.STAGED) -> Staged | None:
             data = file.read()
     except FileNotFoundError:
         return None
-    record = jsonutil.read_object(data, path)
-    return Staged(
-        deployment=record.text("depl_id"),
-        locked=record.boolean("finalization_locked", default=False),
-    )
+    try:
+        record = jsonutil.read_object(data, path)
+        return Staged(
+            deployment=record.text("depl_id"),
+            locked=record.boolean("finalization_locked", default=False),
+        )
+    except FormatError as error:
+        error.hint = f"rm {path}, then nothing is staged; stage again: bootc upgrade"
+        raise
 
 
 def write_staged(staged: Staged, path: str = paths.STAGED) -> None:

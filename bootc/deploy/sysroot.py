@@ -332,8 +332,12 @@ def _own_namespace() -> Iterator[None]:
         try:
             yield
         finally:
-            libc.setns(before, _CLONE_NEWNS)
-            os.fchdir(folder)
+            try:
+                libc.setns(before, _CLONE_NEWNS)
+                os.fchdir(folder)
+            except OSError as error:
+                # What was to be done is done; the namespace ends with the process.
+                _log.warning("cannot leave the mount namespace: %s", error.strerror)
     finally:
         os.close(folder)
         os.close(before)

@@ -474,6 +474,22 @@ def test_leftovers_of_an_interrupted_upgrade(machine: MockMachine) -> None:
     assert machine.reboot() == done.staged.id
 
 
+def test_a_damaged_mark_is_an_error_with_advice(machine: MockMachine) -> None:
+    first = started(machine)
+    follow(machine, "2")
+    update.upgrade(machine.sysroot, NOTHING)
+    mark = Path(machine.sysroot.staged_file)
+    mark.write_text("{")
+    for work in (finalize_staged, lambda one: update.upgrade(one, NOTHING)):
+        with pytest.raises(BootcError, match="is not JSON") as caught:
+            work(machine.sysroot)
+        assert caught.value.hint is not None
+        assert f"rm {mark}" in caught.value.hint
+    mark.unlink()
+    assert update.upgrade(machine.sysroot, NOTHING).staged is not None
+    assert machine.menu() == [first]
+
+
 def test_the_booted_one_without_an_entry_is_refused(machine: MockMachine) -> None:
     started(machine)
     for path in (machine.esp / paths.ENTRIES).iterdir():

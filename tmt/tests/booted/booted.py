@@ -110,7 +110,7 @@ def reboot_count() -> int:
 
 
 def reboot(command: "str | None" = None) -> NoReturn:
-    """Reboot, by `command` if it is given, and begin this test anew, `reboot_count()` one higher."""
+    """Reboot (by `command`) and begin this test anew, with `reboot_count()` one higher."""
     environment = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
     argv = ["tmt-reboot", *(["-c", command] if command else [])]
     code = subprocess.run(argv, env=environment).returncode

@@ -69,6 +69,17 @@ def unknown() -> None:
     running = str(booted.verity(before["status"]["booted"]))
     said = booted.refused("bootc", "delete-deployment", running)
     booted.expect("Cannot delete the booted deployment" in said, "nor can the booted one")
+    text = booted.output("bootc", "status", "--format", "yaml")
+    path = f"{FOLDER}/host.yaml"
+    os.makedirs(FOLDER, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    said = booted.told("bootc", "edit", "--filename", path)
+    booted.expect("Edit cancelled, no changes made." in said, "edit of what is so already")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace("bootOrder: default", "bootOrder: sideways"))
+    said = booted.refused("bootc", "edit", "--filename", path)
+    booted.expect("neither default nor rollback" in said, "edit refuses another boot order")
     unchanged(before)
 
 
