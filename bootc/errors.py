@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 _SHOWN = 240
 """Characters of a failed command that its message shows."""
@@ -60,6 +61,26 @@ class FormatError(BootcError):
         self.where = where
         place = "" if where is None else f" at {'offset ' if isinstance(where, int) else ''}{where}"
         super().__init__(f"{source}{place}: {problem}", hint=hint)
+
+
+@contextmanager
+def advised(message: str, hint: str) -> Iterator[None]:
+    """Give a `BootcError` of the block that has no advice some, and what it was about."""
+    try:
+        yield
+    except BootcError as error:
+        if find_hint(error) is not None:
+            raise
+        raise BootcError(message, hint=hint) from error
+
+
+def find_hint(error: BaseException | None) -> str | None:
+    """The advice of an error, or of the one that it was raised from."""
+    while error is not None:
+        if isinstance(error, BootcError) and error.hint:
+            return error.hint
+        error = error.__cause__
+    return None
 
 
 def chain_text(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from bootc.errors import BootcError, chain_text
+from bootc.errors import chain_text, find_hint
 from bootc.jsonutil import Json, canonical
 from bootc.spec import BootEntry, Host, ImageStatus, UsrOverlay
 
@@ -43,17 +43,9 @@ def complain(error: BaseException) -> None:
     red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     line = " ".join(chain_text(error).split("\n"))
     print(f"{red}error:{plain} {line}", file=sys.stderr)
-    hint = _hint_of(error)
+    hint = find_hint(error)
     if hint:
         print(f"hint: {hint}", file=sys.stderr, flush=True)
-
-
-def _hint_of(error: BaseException | None) -> str | None:
-    while error is not None:
-        if isinstance(error, BootcError) and error.hint:
-            return error.hint
-        error = error.__cause__
-    return None
 
 
 def is_utf8() -> bool:

@@ -45,7 +45,7 @@ from bootc.deploy.kernel import (
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
-from bootc.errors import BootcError, chain_text
+from bootc.errors import BootcError, advised, chain_text
 from bootc.linux import libc
 from bootc.log import step
 from bootc.oci.layout import ImageSource
@@ -195,7 +195,8 @@ def _store(
 ) -> _New:
     tell.stage(Stage.PULLING)
     tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
-    with step(f"pull {target}"):
+    retry = "try again: layers that are complete are kept"
+    with step(f"pull {target}"), advised("the image was not pulled", retry):
         pulled = pull(repo, source, reference=target.imgref, tag=tag, on_progress=tell.report)
     _log.info(
         "Pulled %s, %s: %s",

@@ -9,8 +9,8 @@ same system is seen only when its composefs image is made, by its id.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -31,7 +31,7 @@ from bootc.deploy.stage import (
 )
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Sysroot, read_origin
-from bootc.errors import BootcError
+from bootc.errors import BootcError, advised
 from bootc.log import show_size
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import read_manifest
@@ -248,7 +248,7 @@ def upgrade(
     if options.from_downloaded:
         return _relock(sysroot, facts, decide_from_downloaded(facts))
     target = upgrade_target(facts, options.tag)
-    with open_image(target) as source:
+    with _opened(open_image, target) as source:
         offer = _read_offer(target, source, _read_booted_manifest(sysroot, facts))
         plan = decide_upgrade(facts, offer, options)
         if plan.action is not Action.STAGE:
@@ -281,7 +281,7 @@ def switch(
     plan = decide_switch(facts, target)
     if plan.action is Action.NOTHING:
         return Outcome(lines=plan.lines, changed=False, ready=_is_ready(facts))
-    with open_image(target) as source:
+    with _opened(open_image, target) as source:
         layers = compare_layers(_read_booted_manifest(sysroot, facts), source.manifest)
         try:
             _refuse_same_manifest(sysroot, source)
@@ -305,6 +305,17 @@ def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
     state.write_origin(sysroot.root, booted, replace(origin, image=target))
     machine.announce(sysroot)
     return Outcome(lines=(f"Updates will come from: {target.imgref}",), changed=True, ready=False)
+
+
+@contextmanager
+def _opened(open_image: OpenImage, target: ImageReference) -> Iterator[ImageSource]:
+    """The image; if it cannot be read at all, with advice."""
+    with ExitStack() as stack:
+        with advised(
+            "the image cannot be read", f"is {target} there, and may this machine read it?"
+        ):
+            source = stack.enter_context(open_image(target))
+        yield source
 
 
 def _read_offer(target: ImageReference, source: ImageSource, old: bytes | None) -> Offer:

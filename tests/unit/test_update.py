@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.rollback import rollback
 from bootc.deploy.sysroot import read_deployments
 from bootc.deploy.update import UpgradeOptions
-from bootc.errors import BootcError
+from bootc.errors import BootcError, chain_text, find_hint
 from bootc.oci.reference import parse_imgref
+from tests.ocibuild import write_blob, write_layout
 from tests.sysroots import FIRST_ARGUMENTS, ImageContent, MockMachine, reference_of
 
 NOTHING = UpgradeOptions()
@@ -218,8 +220,6 @@ def test_switch_to_the_same_system_in_another_manifest(machine: MockMachine) -> 
     layout = Path(target.layout()[0])
     index = (layout / "index.json").read_text()
     # The same layer, named once more by a manifest of its own.
-    from tests.ocibuild import write_layout
-
     again = write_layout(layout, [ImageContent("1").tar()], how="gzip", tag="copy")
     assert (layout / "index.json").read_text() != index
     with pytest.raises(BootcError, match="same fs-verity digest as the existing booted"):
@@ -474,6 +474,49 @@ def test_leftovers_of_an_interrupted_upgrade(machine: MockMachine) -> None:
     assert machine.reboot() == done.staged.id
 
 
+def test_an_image_that_is_not_there(machine: MockMachine) -> None:
+    first = started(machine)
+    target = parse_imgref(f"oci:{machine.path}/nowhere:latest")
+    with pytest.raises(BootcError) as caught:
+        update.switch(machine.sysroot, target)
+    assert "is no OCI layout" in chain_text(caught.value)
+    assert find_hint(caught.value) is not None
+    assert state.list_deployments(str(machine.root)) == [first]
+
+
+def test_an_image_that_breaks_off(machine: MockMachine) -> None:
+    """A blob that is shorter than its manifest says."""
+    first = started(machine)
+    follow(machine, "2")
+    layout = machine.path / "images" / "updates"
+    blobs = (layout / "blobs/sha256").iterdir()
+    largest = max(blobs, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:2048])
+    with pytest.raises(BootcError) as caught:
+        update.upgrade(machine.sysroot, NOTHING)
+    assert find_hint(caught.value) is not None
+    assert state.list_deployments(str(machine.root)) == [first]
+    follow(machine, "2")
+    assert update.upgrade(machine.sysroot, NOTHING).staged is not None
+
+
+def test_an_image_for_another_machine(machine: MockMachine) -> None:
+    started(machine)
+    follow(machine, "2")
+    layout = machine.path / "images" / "updates"
+    index = json.loads((layout / "index.json").read_text())
+    [entry] = index["manifests"]
+    manifest = json.loads((layout / "blobs" / entry["digest"].replace(":", "/")).read_text())
+    path = layout / "blobs" / manifest["config"]["digest"].replace(":", "/")
+    config = json.loads(path.read_text()) | {"architecture": "s390x"}
+    manifest["config"] |= write_blob(layout, json.dumps(config).encode())
+    entry |= write_blob(layout, json.dumps(manifest).encode())
+    (layout / "index.json").write_text(json.dumps(index))
+    for options in (NOTHING, UpgradeOptions(check=True)):
+        with pytest.raises(BootcError, match="is for s390x, this machine is "):
+            update.upgrade(machine.sysroot, options)
+
+
 def test_a_damaged_mark_is_an_error_with_advice(machine: MockMachine) -> None:
     first = started(machine)
     follow(machine, "2")
@@ -523,8 +566,6 @@ def test_no_tag(tag: str) -> None:
 def test_upgrade_by_tag(machine: MockMachine) -> None:
     first = started(machine)
     layout = machine.path / "images" / "updates"
-    from tests.ocibuild import write_layout
-
     write_layout(layout, [ImageContent("2").tar()], tag="next")
     done = update.upgrade(machine.sysroot, UpgradeOptions(tag="next"))
     assert done.staged is not None
