@@ -16,6 +16,7 @@ steps 5 and 6 back; what a crash leaves is removed by the next staging.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -325,12 +326,18 @@ def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
     """Take back what was written when the block fails, or is interrupted."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         state.clear_staged(sysroot.staged_file)
         machine.clear_reboot_required(sysroot)
         # The reason of the failure is what has to be told; the next staging tidies up the rest.
         with suppress(OSError, BootcError):
             remove_leftovers(sysroot, deployment)
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise BootcError(
+                f"the new deployment cannot be written; the system stays as it is: {error}",
+                hint="make room on the root file system, or on the ESP" if full else "try again",
+            ) from error
         raise
 
 

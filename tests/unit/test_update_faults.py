@@ -19,6 +19,8 @@ import pytest
 
 from bootc.boot import menu
 from bootc.composefs.progress import Event
+from bootc.composefs.pull import pull
+from bootc.composefs.repository import Repository
 from bootc.deploy import state, update
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.delete import delete_deployment
@@ -26,7 +28,8 @@ from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.rollback import rollback
 from bootc.deploy.update import UpgradeOptions
-from bootc.errors import BootcError
+from bootc.errors import BootcError, chain_text, find_hint
+from bootc.oci.layout import open_source
 from bootc.oci.reference import parse_imgref
 from bootc.status import describe
 from tests.cuts import run_until_cut
@@ -134,6 +137,28 @@ def test_finalize(machines: dict[str, MockMachine], tmp_path: Path, power: bool)
     assert not power or seen == {first, second}
 
 
+def test_an_exchange_file_by_file(machines: dict[str, MockMachine], tmp_path: Path) -> None:
+    """Where the ESP cannot exchange folders: at any moment all that is shown can be booted."""
+    [first] = machines["staged"].menu()
+    second = machines["updated"].menu()[0]
+    seen = set()
+
+    def exchange(machine: MockMachine) -> None:
+        menu.exchange_by_file(str(machine.esp / "loader"))
+        menu.discard_staged(str(machine.esp))
+
+    for machine in cuts(machines["staged"], tmp_path, exchange):
+        machine.check_whole()
+        assert first in machine.menu()
+        seen.add(machine.reboot())
+        assert finalize_staged(machine.sysroot) is None
+        update.upgrade(machine.sysroot, NOTHING)
+        finalize_staged(machine.sysroot)
+        assert machine.reboot() == second
+        machine.check_whole()
+    assert seen == {first, second}
+
+
 def test_rollback(machines: dict[str, MockMachine], tmp_path: Path) -> None:
     second, first = machines["updated"].menu()
     seen = set()
@@ -192,16 +217,25 @@ def test_a_full_disk(machines: dict[str, MockMachine], tmp_path: Path, stage: st
     machine.path.joinpath("images").mkdir()
     machine.image("big", ImageContent("9", extra={where: big}))
     target = parse_imgref(f"oci:{machine.path}/images/big:big")
+    if stage == "deploy":
+        # What is in the repository already isn't written again.
+        with (
+            Repository.open(machine.sysroot.repository) as repo,
+            open_source(target.imgref) as source,
+        ):
+            pull(repo, source, reference="big", tag="kept")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(big) // 2, old[1]))
     try:
-        with pytest.raises((BootcError, OSError)) as caught:
+        with pytest.raises(BootcError) as caught:
             update.switch(machine.sysroot, target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, previous)
-    assert os.strerror(errno.EFBIG) in str(caught.value)
+    assert os.strerror(errno.EFBIG) in chain_text(caught.value)
+    assert find_hint(caught.value) is not None
+    assert ("the new deployment cannot be written" in str(caught.value)) == (stage == "deploy")
     assert not menu.has_staged(str(machine.esp))
     assert state.list_deployments(str(machine.root)) == [first]
     machine.check_whole()
