@@ -262,33 +262,46 @@ def recovered(image: Path, folder: Path) -> Iterator[Recovered]:
     parts = {part.type: part for part in table}
     if ESP_TYPE not in parts or _ROOT_TYPE not in parts:
         raise BootcError(f"{image} has no ESP or no root partition")
-    root = parts[_ROOT_TYPE]
-    notes = _check_ext4(image, root.start)
     shutil.rmtree(folder, ignore_errors=True)
     target = folder / "root"
     target.mkdir(parents=True)
-    notes += _read_esp(image, parts[ESP_TYPE], folder)
-    with _mounted(image, root, target):
-        sealed, unsealed = _look_at_seals(target)
-    _take_seals_off(image, root.start, sealed, folder)
-    with _mounted(image, root, target):
-        sysroot = Sysroot(
-            root=str(target),
-            esp=str(folder / "esp"),
-            run=str(folder / "run"),
-            current=str(target),
-        )
-        yield Recovered(sysroot=sysroot, unsealed=tuple(unsealed), notes=tuple(notes))
+    notes = _read_esp(image, parts[ESP_TYPE], folder)
+    with _loop(image, parts[_ROOT_TYPE]) as device:
+        notes += _check_ext4(device)
+        with _mounted(device, target):
+            sealed, unsealed = _look_at_seals(target)
+        _take_seals_off(device, sealed, folder)
+        with _mounted(device, target):
+            sysroot = Sysroot(
+                root=str(target),
+                esp=str(folder / "esp"),
+                run=str(folder / "run"),
+                current=str(target),
+            )
+            yield Recovered(sysroot=sysroot, unsealed=tuple(unsealed), notes=tuple(notes))
 
 
-def _check_ext4(image: Path, offset: int) -> list[str]:
+@contextmanager
+def _loop(image: Path, part: blockdev.GptPartition) -> Iterator[str]:
+    """A partition of an image as a device: e2fsck forgets an offset once it replayed a journal."""
+    losetup = process.need_program("losetup", hint="install util-linux")
+    argv = [losetup, "--find", "--show", f"--offset={part.start}", f"--sizelimit={part.size}"]
+    device = process.run([*argv, str(image)], timeout=60).stdout.strip()
+    try:
+        yield device
+    finally:
+        process.run([losetup, "--detach", device], timeout=60)
+
+
+def _check_ext4(device: str) -> list[str]:
     """Replay the journal and repair; the lines that tell of more than that."""
     program = process.need_program("e2fsck", hint=_INSTALL)
-    done = process.run([program, "-fy", f"{image}?offset={offset}"], timeout=300, check=False)
+    done = process.run([program, "-fy", device], timeout=300, check=False)
     lines = [line for line in done.stdout.splitlines() if line and not line.startswith("Pass ")]
     if done.status >= _FSCK_UNREPAIRED:
-        raise BootcError(f"e2fsck could not repair the root: {'; '.join(lines[-5:])}")
-    routine = re.compile(r"recovering journal|^root: |\*\*\*\*\*|^\s*$")
+        said = "; ".join([*lines[-4:], *done.stderr.splitlines()[-1:]])
+        raise BootcError(f"e2fsck could not repair the root: {said}")
+    routine = re.compile(r"recovering journal|^\S+: |\*\*\*\*\*|^\s*$")
     return [f"ext4: {line}" for line in lines if not routine.search(line)]
 
 
@@ -333,9 +346,8 @@ def _copy_range(source: Path, start: int, size: int, target: Path) -> None:
 
 
 @contextmanager
-def _mounted(image: Path, part: blockdev.GptPartition, target: Path) -> Iterator[None]:
-    options = f"ro,loop,offset={part.start},sizelimit={part.size}"
-    process.run(["mount", "-t", "ext4", "-o", options, str(image), str(target)], timeout=60)
+def _mounted(device: str, target: Path) -> Iterator[None]:
+    process.run(["mount", "-t", "ext4", "-o", "ro", device, str(target)], timeout=60)
     try:
         yield
     finally:
@@ -363,7 +375,7 @@ def _look_at_seals(root: Path) -> tuple[list[int], list[str]]:
     return sealed, opened if sealed else []
 
 
-def _take_seals_off(image: Path, offset: int, inodes: list[int], folder: Path) -> None:
+def _take_seals_off(device: str, inodes: list[int], folder: Path) -> None:
     if not inodes:
         return
     program = process.need_program("debugfs", hint=_INSTALL)
@@ -371,4 +383,4 @@ def _take_seals_off(image: Path, offset: int, inodes: list[int], folder: Path) -
     script.write_text(
         "".join(f"set_inode_field <{inode}> flags {_EXTENTS_FLAG:#x}\n" for inode in inodes)
     )
-    process.run([program, "-w", "-f", str(script), f"{image}?offset={offset}"], timeout=120)
+    process.run([program, "-w", "-f", str(script), device], timeout=120)
