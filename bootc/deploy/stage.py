@@ -133,7 +133,8 @@ def stage(
     """Stage the image that `source` offers; updates of it will come from `target`.
 
     `locked` keeps it from being finalized at shutdown. Raises `SameImageError` if a deployment has
-    the same id, and `BootcError`; then what was staged before is staged still.
+    the same id, and `BootcError`; then what was staged before is staged still, unless the failure
+    came in the middle of writing the new one: then nothing is.
     """
     check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
     sysroot.need_esp()
