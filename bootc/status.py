@@ -194,7 +194,7 @@ class _Reader:
     def _staged_mark(self) -> Staged | None:
         try:
             return state.read_staged(self._sysroot.staged_file)
-        except BootcError as error:
+        except (BootcError, OSError) as error:
             _log.warning("what is staged cannot be told: %s", error)
             return None
 

@@ -27,6 +27,7 @@ from bootc.errors import BootcError, FormatError
 DEFAULT_OS_ID = "bootc"
 NAME_PREFIX = "bootc_"
 """Before the names of our entries' files."""
+_FILE_MAX = 1 << 20
 _SORT_KEY = re.compile(r"bootc-(.+)-[0-9]+")
 _log = logging.getLogger(__name__)
 
@@ -146,13 +147,27 @@ def read_entries(directory: int, folder: str = paths.ENTRIES) -> list[tuple[str,
         found = []
         for name in os.listdir(fd):
             if name.endswith(".conf"):
-                file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
-                with os.fdopen(file, encoding="utf-8", errors="replace") as stream:
-                    found.append((name, stream.read()))
+                text = _read_file(fd, name)
+                if text is not None:
+                    found.append((name, text))
     finally:
         os.close(fd)
     entries = [(name, _parse_ours(text, f"{folder}/{name}")) for name, text in found]
     return bls.menu_order((name, entry) for name, entry in entries if entry is not None)
+
+
+def _read_file(folder: int, name: str) -> str | None:
+    """The text of an entry's file; None, and a warning, if it cannot be read."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            data = os.read(fd, _FILE_MAX)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        _log.warning("the boot entry %s cannot be read: %s", name, error.strerror)
+        return None
+    return data.decode("utf-8", "replace")
 
 
 def _parse_ours(text: str, source: str) -> bls.Entry | None:

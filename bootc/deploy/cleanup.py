@@ -239,7 +239,7 @@ def _staged(sysroot: Sysroot, known: tuple[Deployment, ...]) -> Deployment | Non
 def _read_mark(sysroot: Sysroot) -> Staged | None:
     try:
         return state.read_staged(sysroot.staged_file)
-    except BootcError as error:
+    except (BootcError, OSError) as error:
         _log.warning("what is staged cannot be told: %s", error)
         return None
 

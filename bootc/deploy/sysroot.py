@@ -158,7 +158,7 @@ def read_origin(sysroot: Sysroot, deployment: str) -> Origin | None:
     """The origin of a deployment; None, and a warning, when it is missing or damaged."""
     try:
         origin = state.read_origin(sysroot.root, deployment)
-    except BootcError as error:
+    except (BootcError, OSError) as error:
         _log.warning("%s", error, extra={"MESSAGE_ID": NO_ORIGIN})
         return None
     if origin is None:

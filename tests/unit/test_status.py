@@ -2,6 +2,7 @@
 """From boot entries, origins and the repository to the Host document, on mock machines."""
 
 import json
+import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -490,3 +491,63 @@ def test_the_overlay_of_usr_is_shown(machine: MockMachine) -> None:
     shown = replace(host, status=replace(host.status, usr_overlay=UsrOverlay(read_only=False)))
     check(shown)
     assert "/usr overlay: transient, read/write" in render.host_human(shown)
+
+
+def _damage(path: Path, how: int, rng: random.Random) -> None:
+    data = path.read_bytes() if path.is_file() else b""
+    path.unlink()
+    match how:
+        case 0:
+            return
+        case 1:
+            path.mkdir()
+        case 2:
+            path.symlink_to(path.name)
+        case 3:
+            path.write_bytes(data[: rng.randrange(len(data) + 1)])
+        case 4:
+            path.write_bytes(rng.randbytes(200))
+        case _:
+            at = rng.randrange(len(data) + 1)
+            path.write_bytes(data[:at] + rng.randbytes(3) + data[at + 3 :])
+
+
+def test_no_damage_to_any_file_makes_status_fail(tmp_path: Path) -> None:
+    print(f"seed {(seed := random.randrange(1 << 32))}")
+    rng = random.Random(seed)
+    machine = MockMachine(tmp_path / "machine")
+    one, two, three = install(machine, "1", "2", "3")
+    stage(machine, three)
+    origin = state.read_origin(str(machine.root), two)
+    assert origin is not None
+    state.write_origin(str(machine.root), two, replace(origin, manifest_digest=None))
+    repository = machine.root / paths.REPOSITORY
+    victims = [
+        *(machine.esp / "loader").rglob("*.conf"),
+        *machine.root.glob(f"{paths.STATE_DEPLOY}/*/*.origin"),
+        *repository.glob("streams/oci-*"),
+        *repository.glob("images/*"),
+        *(path.resolve() for path in repository.glob("streams/oci-manifest-*")),
+        *(path.resolve() for path in repository.glob("streams/oci-config-*")),
+        repository / "meta.json",
+        Path(machine.sysroot.staged_file),
+    ]
+    victims = [path for path in victims if not path.is_dir() or path.is_symlink()]
+    for victim in rng.sample(victims, 14):
+        for how in range(6):
+            kept = victim.with_name(victim.name + ".kept")
+            victim.rename(kept)
+            if kept.is_symlink():
+                victim.symlink_to(os.readlink(kept))
+            else:
+                victim.write_bytes(kept.read_bytes())
+            _damage(victim, how, rng)
+            try:
+                host = read(machine, selinux=rng.random() < 0.3)
+                assert verity(host.status.booted) == one, (victim, how)
+            finally:
+                if victim.is_dir() and not victim.is_symlink():
+                    victim.rmdir()
+                victim.unlink(missing_ok=True)
+                kept.rename(victim)
+    assert verity(read(machine).status.staged) == three
