@@ -3,7 +3,8 @@
 
 Alive is what an entry of the menu names, the booted deployment, and, of the staged menu, the
 deployment that the mark in /run names. An entry that cannot be parsed keeps alive what its text
-mentions: damage must not cost a deployment that could be repaired. From this follows what goes:
+mentions, and everything if it mentions nothing: damage must not cost a deployment that could be
+repaired. From this follows what goes:
 
 1. a staged menu without a mark (a power cut came before the shutdown), and a mark without a
    staged entry or state folder;
@@ -29,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from bootc import fs, paths
-from bootc.boot import menu
+from bootc.boot import entries, menu
 from bootc.composefs.gc import GcResult, collect_garbage
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import manifest_content_id
@@ -164,8 +165,11 @@ def plan_cleanup(sysroot: Sysroot, repo: Repository) -> CleanupPlan:
         # What only the stale staged menu starts goes with it.
         kernels = replace(_plan_kernels(sysroot, with_staged=False), staged_menu=True)
     states = state.list_deployments(sysroot.root)
-    alive = {one.id for one in live} | _mentioned(sysroot, with_staged=staged is not None)
+    mentioned, doubtful = _mentioned(sysroot, with_staged=staged is not None)
+    alive = {one.id for one in live} | mentioned
     orphans = tuple(name for name in states if name not in alive and _is_ours(sysroot, name))
+    if doubtful:
+        orphans = ()
     if sysroot.booted in orphans:
         raise _booted_is_hit(sysroot)
     manifests = _manifests(repo, sysroot, live)
@@ -180,7 +184,7 @@ def plan_cleanup(sysroot: Sysroot, repo: Repository) -> CleanupPlan:
         staged_mark=mark_exists and staged is None,
         states=orphans,
         tags_made=made,
-        tags_removed=tuple(tag for tag in tags if tag not in wanted),
+        tags_removed=() if doubtful else tuple(tag for tag in tags if tag not in wanted),
         roots=(
             *(name for name in sorted(alive) if _has_image(repo, name)),
             *(manifest_content_id(digest) for digest in manifests),
@@ -206,7 +210,10 @@ def _plan_kernels(sysroot: Sysroot, *, with_staged: bool = True) -> CleanupPlan:
         if one.id == sysroot.booted and (one.entry is None or one.staged):
             raise _booted_is_hit(sysroot)
     used = {one.kernel_folder for one in known if with_staged or not one.staged}
-    mentioned = _mentioned(sysroot, with_staged=with_staged)
+    mentioned, doubtful = _mentioned(sysroot, with_staged=with_staged)
+    if doubtful:
+        _log.warning("an entry of the boot menu is damaged: all deployments are kept for now")
+        return CleanupPlan(prune=False)
     return CleanupPlan(
         prune=False,
         kernels=tuple(
@@ -244,9 +251,13 @@ def _read_mark(sysroot: Sysroot) -> Staged | None:
         return None
 
 
-def _mentioned(sysroot: Sysroot, *, with_staged: bool) -> set[str]:
-    """What looks like a deployment's id in the files of the menu that cannot be read as entries."""
+def _mentioned(sysroot: Sysroot, *, with_staged: bool) -> tuple[set[str], bool]:
+    """What looks like a deployment's id in the files of the menu that cannot be read as entries.
+
+    And whether there is one, named as ours are, that does not even tell that.
+    """
     found: set[str] = set()
+    doubtful = False
     for folder in (paths.ENTRIES, paths.ENTRIES_STAGED) if with_staged else (paths.ENTRIES,):
         where = f"{sysroot.need_esp()}/{folder}"
         read = {name for name, _ in read_menu(sysroot, folder)}
@@ -255,11 +266,21 @@ def _mentioned(sysroot: Sysroot, *, with_staged: bool) -> set[str]:
         except FileNotFoundError:
             continue
         for name in names:
-            if name not in read and os.path.isfile(f"{where}/{name}"):
-                with open(f"{where}/{name}", "rb") as file:
-                    text = file.read(_ENTRY_MAX).decode("utf-8", "replace")
-                found.update(_MENTION.findall(text))
-    return found
+            if name in read:
+                continue
+            ids = _ids_in(f"{where}/{name}")
+            found.update(ids)
+            is_ours = name.startswith(entries.NAME_PREFIX) and name.endswith(".conf")
+            doubtful |= is_ours and not ids and folder == paths.ENTRIES
+    return found, doubtful
+
+
+def _ids_in(path: str) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            return _MENTION.findall(file.read(_ENTRY_MAX).decode("utf-8", "replace"))
+    except OSError:
+        return []
 
 
 def _manifests(repo: Repository, sysroot: Sysroot, live: Iterable[Deployment]) -> list[str]:

@@ -260,6 +260,25 @@ def test_a_damaged_entry_keeps_what_it_mentions(tmp_path: Path) -> None:
         assert not check_repository(repo).findings
 
 
+@pytest.mark.parametrize("text", ["", "title half\noptions composefs=", "\0" * 99])
+def test_an_entry_that_tells_nothing_keeps_everything(tmp_path: Path, text: str) -> None:
+    machine, (one, two, three) = build(tmp_path / "m", *versions("1", "2", "3"))
+    folder = machine.esp / paths.ENTRIES
+    (victim,) = (
+        folder / name
+        for name, _ in read_menu(machine.sysroot, paths.ENTRIES)
+        if two in (folder / name).read_text()
+    )
+    kept = victim.read_text()
+    victim.write_text(text)
+    for prune in (True, False):
+        assert clean_up(machine.sysroot, prune=prune).is_no_op
+    victim.write_text(kept)
+    check_whole(machine)
+    assert sorted(state.list_deployments(str(machine.root))) == sorted([one, two, three])
+    assert len(tags(machine)) == 3
+
+
 def test_what_is_no_deployment_in_the_state_folder_is_left_alone(tmp_path: Path) -> None:
     machine, (one, two) = build(tmp_path / "m", *versions("1", "2"))
     keep(machine, one)
