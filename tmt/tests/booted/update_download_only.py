@@ -72,7 +72,7 @@ def applied(record: "dict[str, str]") -> None:
     with open("/etc/motd", encoding="utf-8") as file:
         booted.expect("changed by booted-update" in file.read(), "/etc/motd was carried over")
     # The shutdown has no time for more than the kernels that no entry starts any more.
-    booted.told("bootc", "internals", "composefs-gc")
+    booted.told("bootc", "internals", "composefs-gc", "--prune-repo")
     states = sorted(os.listdir("/sysroot/state/deploy"))
     wanted = sorted([str(booted.verity(found["booted"])), record["booted"]])
     booted.expect_equal(states, wanted, "the folders in state/deploy")
