@@ -30,7 +30,7 @@ import pytest
 
 from bootc.errors import BootcError, ProcessError
 from vmtests import paths
-from vmtests.blklog import Entry, count_entries, open_log
+from vmtests.blklog import Entry, Flag, WriteLog, count_entries, open_log
 from vmtests.cuts import find_problems, next_deployment, object_names, recovered
 from vmtests.domain import DiskFormat
 from vmtests.machine import Machine
@@ -378,6 +378,8 @@ def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], Non
                 total.failed += judged.failed
                 total.boots += judged.boots
                 total.notes += judged.notes
+        with open_log(recording.log) as log:
+            unflushed = losses_without_flushes(log, recording, folder, known)
     old, new = total.boots[recording.old], total.boots[recording.new]
     tell(f"{len(points)} points in {time.monotonic() - begin:.0f} s: {old} boot old, {new} new")
     for note, count in total.notes.most_common(12):
@@ -385,6 +387,25 @@ def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], Non
     assert total.failed == []
     assert old
     assert new
+    assert unflushed, "a disk that ignores flushes should lose something, or nothing is tested"
+
+
+def losses_without_flushes(
+    log: WriteLog, recording: Recording, folder: Path, known: frozenset[str]
+) -> list[str]:
+    """The control: the same writes on a disk that never flushes, cut when all is staged."""
+    entries = tuple(
+        replace(one, flags=one.flags & ~Flag.FLUSH) if one.index > recording.begin else one
+        for one in log.entries
+    )
+    disk = folder / "unflushed.raw"
+    failed: list[str] = []
+    with open_replay(replace(log, entries=entries), recording.base, folder) as replay:
+        for seed in range(3):
+            point = Point(entries=recording.staged, seed=seed)
+            replay.make(point, disk)
+            failed += judge(recording, point, disk, folder / "files", known).failed
+    return failed
 
 
 def plan(entries: Sequence[Entry], recording: Recording) -> list[Point]:

@@ -187,7 +187,7 @@ def test_full_esp_leaves_the_old_system_whole(scene: Scene) -> None:
     scene.machine.run(
         "mkdir -p /run/filler && mount /dev/disk/by-partlabel/EFI-SYSTEM /run/filler"
         " && free=$(stat -f -c '%a * %S' /run/filler)"
-        " && fallocate -l $(( $free - 1048576 )) /run/filler/filler && sync"
+        " && fallocate -n -l $(( $free - 1048576 )) /run/filler/filler && sync"
     )
     status, said = scene.upgrade()
     assert status == 1, said
