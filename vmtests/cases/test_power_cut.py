@@ -117,7 +117,7 @@ def plan_cuts(count: int, seed: int) -> list[Cut]:
     choice = random.Random(seed)
     phases = [FINALIZE, *PHASES, ANY]
     choice.shuffle(phases)
-    longest = {FINALIZE: 8.0, ANY: 25.0, "pull": 4.0, "image": 6.0, "stage": 4.0, "gc": 2.0}
+    longest = {FINALIZE: 20.0, ANY: 40.0, "pull": 4.0, "image": 6.0, "stage": 4.0, "gc": 2.0}
     names = [phases[number % len(phases)] for number in range(count)]
     return [Cut(phase=name, delay=round(choice.uniform(0, longest[name]), 3)) for name in names]
 
