@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from bootc import process
+from bootc.install import filesystem
 
 SOURCE = Path(__file__).parent / "data/file_system.c"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_mounts() -> None:
+    """Tests compare the mounts before and after; what others mount meanwhile isn't theirs."""
+    if os.geteuid() == 0:
+        filesystem.isolate_mounts()
 
 
 @pytest.fixture(scope="session")

@@ -58,15 +58,15 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
+def nothing_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No mount, no loop device, no temporary folder of ours is left by a test."""
+    ours = str(tmp_path_factory.getbasetemp())
 
     def state() -> tuple[list[str], list[str], set[str], int]:
+        loops = process.run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"])
         return (
             [mount.target for mount in read_mounts()],
-            process.run(
-                ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]
-            ).stdout.split(),
+            [file for file in loops.stdout.split() if file.startswith(ours)],
             {name for name in os.listdir("/tmp") if name.startswith(".composefs")},
             len(os.listdir("/proc/self/fd")),
         )
