@@ -53,6 +53,15 @@ _EXTENTS_FLAG = 0x80000
 """The flags of an ordinary file of ext4, without the one for fs-verity (0x100000)."""
 _FSCK_UNREPAIRED = 4
 _PIECE = 1 << 20
+# What the checks say of every file system that was not unmounted, and of themselves.
+_EXT4 = re.compile(
+    r"recovering journal|^\S+: |\*{5}|orphan_present|(Clear|Fix)\? "
+    r"|blocks count wrong|inodes count wrong"
+)
+_VFAT = re.compile(
+    r"^fsck\.fat|irty bit|boot sector and its backup|mostly harmless|^ +\d|Leaving|^/"
+    r"|utomatic|uto-correct"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,8 +310,7 @@ def _check_ext4(device: str) -> list[str]:
     if done.status >= _FSCK_UNREPAIRED:
         said = "; ".join([*lines[-4:], *done.stderr.splitlines()[-1:]])
         raise BootcError(f"e2fsck could not repair the root: {said}")
-    routine = re.compile(r"recovering journal|^\S+: |\*\*\*\*\*|^\s*$")
-    return [f"ext4: {line}" for line in lines if not routine.search(line)]
+    return [f"ext4: {line}" for line in lines if line.strip() and not _EXT4.search(line)]
 
 
 def _read_esp(image: Path, part: blockdev.GptPartition, folder: Path) -> list[str]:
@@ -321,9 +329,9 @@ def _read_esp(image: Path, part: blockdev.GptPartition, folder: Path) -> list[st
         argv, timeout=120, check=False, env={"MTOOLS_SKIP_CHECK": "1", "MTOOLS_LOWER_CASE": "0"}
     )
     copy.unlink()
-    said = [line for line in checked.stdout.splitlines() if checked.status and line.strip()]
-    said += [line for line in done.stderr.splitlines() if line.strip()]
-    return [f"vfat: {line.strip()}" for line in said]
+    lines = checked.stdout.splitlines() if checked.status else []
+    lines += done.stderr.splitlines()
+    return [f"vfat: {line.strip()}" for line in lines if line.strip() and not _VFAT.search(line)]
 
 
 def _copy_range(source: Path, start: int, size: int, target: Path) -> None:
