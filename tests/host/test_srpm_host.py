@@ -325,8 +325,14 @@ def test_payload_has_units_and_dracut_module_in_place(rebuilt: list[Path], tmp_p
         files = [path for path in folder.iterdir() if path.is_file()]
         expected = {path.name: path.read_bytes() for path in files if path.name != "build.sh"}
         assert expected, f"{folder} is empty"
-        installed = {path.name: path.read_bytes() for path in (root / place).iterdir()}
-        assert installed == expected
+        there = [path for path in (root / place).iterdir() if path.is_file()]
+        assert {path.name: path.read_bytes() for path in there} == expected
+    units = root / "usr/lib/systemd/system"
+    enabled = sorted((units / "multi-user.target.wants").iterdir())
+    assert enabled, "no unit is turned on"
+    for link in enabled:
+        assert os.readlink(link) == f"../{link.name}"
+        assert (units / link.name).is_file()
     assert os.access(root / "usr/lib/dracut/modules.d/51bootc/module-setup.sh", os.X_OK)
 
 
