@@ -110,20 +110,32 @@ def _digest_of(folder: str) -> str | None:
     return hasher.hexdigest()
 
 
+def need_room(kernel: Kernel, esp: str, *, freed: int = 0) -> None:
+    """Refuse a kernel that doesn't fit on the ESP, `freed` bytes of which are to be removed."""
+    need = kernel_size(kernel)
+    found = os.statvfs(esp)
+    room = found.f_bavail * found.f_frsize + freed
+    if need > room:
+        raise BootcError(
+            f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
+            f"({show_size(room)} free)",
+            hint="remove what is not bootc's from the ESP; at install, --esp-size with more",
+        )
+
+
+def folder_size(esp: str, name: str) -> int:
+    """Bytes of the files in a folder of `EFI/Linux`."""
+    with os.scandir(f"{esp}/{paths.ESP_KERNELS}/{name}") as files:
+        return sum(file.stat(follow_symlinks=False).st_size for file in files)
+
+
 def write_kernel(repo: Repository, kernel: Kernel, esp: str, deployment: str) -> str:
     """Copy kernel and initrd to the deployment's own folder on the ESP; returns the boot digest.
 
     What is there is replaced. Both files and their folder are on the disk afterwards; a failure
     leaves nothing behind.
     """
-    need = kernel_size(kernel)
-    room = os.statvfs(esp)
-    if need > room.f_bavail * room.f_frsize:
-        raise BootcError(
-            f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
-            f"({show_size(room.f_bavail * room.f_frsize)} free)",
-            hint="remove what is not bootc's from the ESP; at install, --esp-size with more",
-        )
+    need_room(kernel, esp)
     folder = f"{esp}/{entries.kernel_dir(deployment)}"
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)

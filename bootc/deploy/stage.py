@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -41,6 +41,9 @@ from bootc.deploy.kernel import (
     boot_digest,
     find_kernel,
     find_shared,
+    folder_size,
+    list_kernel_folders,
+    need_room,
     write_kernel,
 )
 from bootc.deploy.progress import Observer, Stage
@@ -158,6 +161,7 @@ def stage(
                 )
             )
         tell.stage(Stage.DEPLOYING)
+        _need_room(sysroot, repo, new)
         machine.arm_finalize(sysroot)
         forget_staged(sysroot)
         remove_leftovers(sysroot, new.id)
@@ -262,18 +266,35 @@ def _deploy(
 
 def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> tuple[str, str]:
     """(boot digest, folder of `EFI/Linux`): one that has the same files, else a new one."""
-    esp = sysroot.need_esp()
     digest = boot_digest(repo, new.kernel)
-    same = [
-        one.kernel_folder
-        for one in live_deployments(sysroot)
-        if one.origin is not None and one.origin.boot_digest == digest
-    ]
-    shared = find_shared(esp, [name for name in same if name is not None], digest)
+    shared = _find_same(sysroot, live_deployments(sysroot), digest)
     if shared is not None:
         return digest, shared
-    write_kernel(repo, new.kernel, esp, new.id)
+    write_kernel(repo, new.kernel, sysroot.need_esp(), new.id)
     return digest, os.path.basename(entries.kernel_dir(new.id))
+
+
+def _find_same(sysroot: Sysroot, deployments: Sequence[Deployment], digest: str) -> str | None:
+    """The folder of one of these deployments that has the kernel with this boot digest."""
+    same = [
+        one.kernel_folder
+        for one in deployments
+        if one.origin is not None and one.origin.boot_digest == digest
+    ]
+    return find_shared(sysroot.need_esp(), [name for name in same if name is not None], digest)
+
+
+def _need_room(sysroot: Sysroot, repo: Repository, new: _New) -> None:
+    """Refuse what doesn't fit on the ESP as long as what is staged can stay staged.
+
+    What no deployment of the menu starts is removed before the kernel is written.
+    """
+    esp = sysroot.need_esp()
+    kept = [one for one in read_deployments(sysroot) if not one.staged]
+    if _find_same(sysroot, kept, boot_digest(repo, new.kernel)) is None:
+        used = {one.kernel_folder for one in kept}
+        freed = [folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used]
+        need_room(new.kernel, esp, freed=sum(freed))
 
 
 def kernel_arguments(
