@@ -84,13 +84,6 @@ def read_host(*, booted_only: bool = False) -> Host:
     return replace(host, status=status)
 
 
-def _device_of(found: blockdev.Mounted) -> str:
-    """The block device of a mount; btrfs shows the number of no device in mountinfo."""
-    if os.path.exists(f"/sys/dev/block/{found.device}") or not os.path.exists(found.source):
-        return found.device
-    return blockdev.device_number(os.stat(found.source).st_rdev)
-
-
 def read_host_at(path: str) -> Host:
     """The Host document of the installed system whose root file system is mounted at `path`.
 

@@ -243,7 +243,7 @@ def open_booted(*, writable: bool) -> Iterator[Sysroot]:
             f"nothing is mounted at {paths.SYSROOT}", hint="the initrd should have done that"
         )
     with ExitStack() as stack:
-        device = _device_of(physical)
+        device = blockdev.device_of(physical)
         folder: str | None
         if writable:
             stack.enter_context(_locked())
@@ -270,17 +270,7 @@ def _device_below(path: str) -> str:
     found = blockdev.find_mount(where)
     if found is None:
         raise BootcError(f"no mount holds {path}", hint="mount the system's root file system")
-    return _device_of(found)
-
-
-def _device_of(found: blockdev.Mounted) -> str:
-    """The block device of a mount; btrfs shows a number of no device in mountinfo."""
-    if os.path.exists(f"/sys/dev/block/{found.device}"):
-        return found.device
-    try:
-        return blockdev.device_number(os.stat(found.source).st_rdev)
-    except OSError:
-        return found.device
+    return blockdev.device_of(found)
 
 
 def _reading_esp(stack: ExitStack, device: str) -> str | None:

@@ -242,23 +242,13 @@ def _find_target_esp(root: str, mount: blockdev.Mounted) -> tuple[str | None, st
         found = blockdev.find_mount(path)
         if found is not None and found.fstype == "vfat":
             return None, path
-    node = esp.find_esp(_device_of(mount))
+    node = esp.find_esp(blockdev.device_of(mount))
     if node is None:
         raise BootcError(
             f"no EFI system partition was found for {root}",
             hint=f"mount it at {root}/boot, or make one on the same disk",
         )
     return node, None
-
-
-def _device_of(mount: blockdev.Mounted) -> str:
-    """`major:minor` of the block device; btrfs shows an anonymous one in mountinfo."""
-    if os.path.exists(f"/sys/dev/block/{mount.device}"):
-        return mount.device
-    try:
-        return blockdev.device_number(os.stat(mount.source).st_rdev)
-    except OSError:
-        return mount.device
 
 
 def _filesystem_uuid(mount: blockdev.Mounted) -> str:

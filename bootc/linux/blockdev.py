@@ -97,6 +97,16 @@ def find_mount(target: str, mounts: list[Mounted] | None = None) -> Mounted | No
     return found[-1] if found else None
 
 
+def device_of(mount: Mounted) -> str:
+    """`major:minor` of a mount's block device; btrfs shows an anonymous one in mountinfo."""
+    if os.path.exists(f"/sys/dev/block/{mount.device}"):
+        return mount.device
+    try:
+        return device_number(os.stat(mount.source).st_rdev)
+    except OSError:
+        return mount.device
+
+
 def need_block_device(path: str) -> os.stat_result:
     """stat() of a block device, or the refusal of what is none."""
     try:
