@@ -30,7 +30,6 @@ from bootc.initramfs import cmdline, setup_root
 from bootc.linux import blockdev, libc
 
 NEXT_ROOT = "/run/nextroot"
-_CLONE_NEWNS = 0x00020000
 _CONFIG_MAX = 1 << 20
 _SINCE = 254
 _PARKED = 3600.0
@@ -180,11 +179,11 @@ def _in_namespace_of_init() -> Iterator[None]:
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     theirs = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        libc.setns(theirs, _CLONE_NEWNS)
+        libc.setns(theirs, libc.CLONE_NEWNS)
         try:
             yield
         finally:
-            libc.setns(own, _CLONE_NEWNS)
+            libc.setns(own, libc.CLONE_NEWNS)
     finally:
         os.close(own)
         os.close(theirs)

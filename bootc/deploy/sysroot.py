@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 _CONTAINER_VARIABLE = "container"
 _CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv")
-_CLONE_NEWNS = 0x00020000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,13 +316,12 @@ def _own_namespace() -> Iterator[None]:
     before = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        libc.unshare(_CLONE_NEWNS)
-        libc.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
+        mount.isolate_mounts()
         try:
             yield
         finally:
             try:
-                libc.setns(before, _CLONE_NEWNS)
+                libc.setns(before, libc.CLONE_NEWNS)
                 os.fchdir(folder)
             except OSError as error:
                 # What was to be done is done; the namespace ends with the process.

@@ -12,7 +12,6 @@ from bootc import process
 from bootc.install.options import RootFilesystem
 from bootc.linux import blockdev, fsverity, libc, mount
 
-_CLONE_NEWNS = 0x00020000
 _PACKAGES = {
     RootFilesystem.EXT4: "e2fsprogs",
     RootFilesystem.BTRFS: "btrfs-progs",
@@ -44,12 +43,6 @@ def make_root(filesystem: RootFilesystem, node: str, uuid: str) -> None:
 
 def make_esp(node: str) -> None:
     process.run(["mkfs.fat", "-F", "32", "-n", "EFI-SYSTEM", node], timeout=300)
-
-
-def isolate_mounts() -> None:
-    """Give this process a mount namespace of its own: its mounts end with it, come what may."""
-    libc.unshare(_CLONE_NEWNS)
-    libc.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def apply_install(
     plan: InstallPlan, source: ImageSource, *, on_progress: OnProgress | None = None
 ) -> Installed:
     """Do what the plan says. Call it in a process that has done nothing with threads yet."""
-    filesystems.isolate_mounts()
+    mount.isolate_mounts()
     with _opened_target(plan) as target:
         installed = install_into(plan, source, target.root, target.esp, on_progress=on_progress)
         with step("write everything to the disk"):

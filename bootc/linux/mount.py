@@ -56,6 +56,12 @@ from bootc.linux.newmount import (
 )
 
 
+def isolate_mounts() -> None:
+    """Give this process a mount namespace of its own: its mounts end with it, come what may."""
+    libc.unshare(libc.CLONE_NEWNS)
+    libc.mount(None, "/", None, MS_REC | MS_PRIVATE)
+
+
 @contextmanager
 def mounted(
     source: str | None, target: str, fstype: str | None, *, flags: int = 0, data: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bootc import process
-from bootc.install import filesystem
+from bootc.linux import mount
 
 SOURCE = Path(__file__).parent / "data/file_system.c"
 
@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent / "data/file_system.c"
 def _own_mounts() -> None:
     """Tests compare the mounts before and after; what others mount meanwhile isn't theirs."""
     if os.geteuid() == 0:
-        filesystem.isolate_mounts()
+        mount.isolate_mounts()
 
 
 @pytest.fixture(scope="session")
