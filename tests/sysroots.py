@@ -22,13 +22,14 @@ from pathlib import Path
 
 from bootc import fs, paths
 from bootc.boot import entries
-from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+from bootc.composefs.assemble import assemble
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
-from bootc.composefs.stored import attach_images, image_key, load_image
+from bootc.composefs.stored import load_image
 from bootc.deploy import image as images
 from bootc.deploy import state
-from bootc.deploy.kernel import find_kernel, write_kernel
+from bootc.deploy.bootable import commit_bootable, write_etc
+from bootc.deploy.kernel import write_kernel
 from bootc.deploy.state import Origin
 from bootc.deploy.sysroot import Sysroot, read_menu
 from bootc.oci.layout import open_source
@@ -147,18 +148,11 @@ class MockMachine:
         ):
             tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
             pulled = pull(repo, source, reference=reference, tag=tag)
-            tree = assemble(repo, pulled)
-            kernel = find_kernel(tree)
-            transform_for_boot(tree, repo)
-            image = commit_image(repo, tree)
-            key = image_key(boot=True, erofs_version=repo.erofs_version)
-            attach_images(repo, pulled, {key: bytes.fromhex(image.id)})
-            etc = tree.find_directory("etc")
-            assert etc is not None
-            images.write_tree(repo, etc, f"{state.make_skeleton(root, image.id)}/etc")
-            digest = write_kernel(repo, kernel, str(self.esp), image.id)
-            release = images.read_os_release(repo, tree)
-            own = images.read_kargs_d(repo, tree, "x86_64")
+            image = commit_bootable(repo, pulled)
+            write_etc(repo, image, state.make_skeleton(root, image.id))
+            digest = write_kernel(repo, image.kernel, str(self.esp), image.id)
+            release = images.read_os_release(repo, image.tree)
+            own = images.read_kargs_d(repo, image.tree, "x86_64")
         arguments = [*FIRST_ARGUMENTS, f"composefs=?{image.id}", *own]
         state.write_origin(
             root,

@@ -26,20 +26,18 @@ from dataclasses import dataclass
 
 from bootc import fs, paths
 from bootc.boot import entries, kargs, menu
-from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.erofs_reader import read_folder
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
-from bootc.composefs.stored import PulledImage, attach_images, image_key
+from bootc.composefs.stored import PulledImage
 from bootc.deploy import image as images
 from bootc.deploy import machine, messages, state
+from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.etc_merge import need_mergeable, plan_merge
 from bootc.deploy.etc_tree import read_live
 from bootc.deploy.kernel import (
-    Kernel,
     boot_digest,
-    find_kernel,
     find_shared,
     folder_size,
     list_kernel_folders,
@@ -87,10 +85,8 @@ class StagedImage:
 class _New:
     """The deployment that is being made."""
 
-    id: str
-    tree: Directory
-    etc: Directory
-    kernel: Kernel
+    image: Bootable
+    boot_digest: str
     pulled: PulledImage
 
 
@@ -149,7 +145,7 @@ def stage(
         new = _store(repo, source, target, tell)
         mark = state.read_staged(sysroot.staged_file)
         for one in live_deployments(sysroot):
-            if one.id == new.id:
+            if one.id == new.image.id:
                 raise SameImageError(one, role_of(sysroot, one, mark))
         tell.stage(Stage.MERGING)
         with step("compare /etc"):
@@ -157,22 +153,22 @@ def stage(
                 plan_merge(
                     pristine_etc(repo, sysroot.need_booted()),
                     read_live(f"{sysroot.current}/etc", algorithm=repo.algorithm),
-                    new.etc,
+                    new.image.etc,
                 )
             )
         tell.stage(Stage.DEPLOYING)
-        _need_room(sysroot, repo, new)
+        _need_room(sysroot, new)
         machine.arm_finalize(sysroot)
         forget_staged(sysroot)
-        remove_leftovers(sysroot, new.id)
-        with step("write the new deployment"), _undone_on_failure(sysroot, new.id):
+        remove_leftovers(sysroot, new.image.id)
+        with step("write the new deployment"), _undone_on_failure(sysroot, new.image.id):
             _deploy(sysroot, repo, booted, new, target)
             if not locked:
                 machine.mark_reboot_required(sysroot, new.pulled.manifest_digest)
-            mark = Staged(deployment=new.id, locked=locked)
+            mark = Staged(deployment=new.image.id, locked=locked)
             state.write_staged(mark, sysroot.staged_file)
     return StagedImage(
-        id=new.id,
+        id=new.image.id,
         image=target,
         digest=new.pulled.manifest_digest,
         version=images.image_version(source.manifest, source.config, str(target)),
@@ -213,17 +209,9 @@ def _store(
     )
     tell.stage(Stage.IMPORTING)
     with step("write the composefs image"):
-        tree = assemble(repo, pulled)
-        kernel = find_kernel(tree)
-        transform_for_boot(tree, repo)
-        etc = tree.find_directory("etc")
-        if etc is None:
-            raise BootcError("the image has no /etc")
-        committed = commit_image(repo, tree)
-        key = image_key(boot=True, erofs_version=repo.erofs_version)
-        attach_images(repo, pulled, {key: bytes.fromhex(committed.id)})
+        image = commit_bootable(repo, pulled)
         repo.sync()
-    return _New(id=committed.id, tree=tree, etc=etc, kernel=kernel, pulled=pulled)
+    return _New(image=image, boot_digest=boot_digest(repo, image.kernel), pulled=pulled)
 
 
 def pristine_etc(repo: Repository, deployment: str) -> Directory:
@@ -240,38 +228,34 @@ def _deploy(
     """Kernel, state and origin, then the staged menu; all of it is on the disk afterwards."""
     assert booted.entry is not None
     esp = sysroot.need_esp()
-    digest, folder = _place_kernel(sysroot, repo, new)
-    where = state.make_skeleton(sysroot.root, new.id)
-    images.write_tree(repo, new.etc, f"{where}/etc")
-    if os.path.exists(f"{where}/etc/.updated"):
-        os.unlink(f"{where}/etc/.updated")
+    folder = _place_kernel(sysroot, repo, new)
+    write_etc(repo, new.image, state.make_skeleton(sysroot.root, new.image.id))
     origin = Origin(
         image=target,
         boot_type=BootType.BLS,
-        boot_digest=digest,
+        boot_digest=new.boot_digest,
         manifest_digest=new.pulled.manifest_digest,
     )
-    state.write_origin(sysroot.root, new.id, origin)
+    state.write_origin(sysroot.root, new.image.id, origin)
     sync_all(sysroot)
     arguments = kernel_arguments(
         booted,
-        new.id,
+        new.image.id,
         images.read_live_kargs_d(sysroot.current, kargs.architecture()),
-        images.read_kargs_d(repo, new.tree, kargs.architecture()),
+        images.read_kargs_d(repo, new.image.tree, kargs.architecture()),
     )
-    release = images.read_os_release(repo, new.tree)
-    entry = entries.make_entry(release, new.id, arguments, kernel_folder=folder)
+    release = images.read_os_release(repo, new.image.tree)
+    entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=folder)
     menu.write_staged(esp, [entry, booted.entry])
 
 
-def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> tuple[str, str]:
-    """(boot digest, folder of `EFI/Linux`): one that has the same files, else a new one."""
-    digest = boot_digest(repo, new.kernel)
-    shared = _find_same(sysroot, live_deployments(sysroot), digest)
+def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> str:
+    """The folder of `EFI/Linux` to start from: one that has the same files, else a new one."""
+    shared = _find_same(sysroot, live_deployments(sysroot), new.boot_digest)
     if shared is not None:
-        return digest, shared
-    write_kernel(repo, new.kernel, sysroot.need_esp(), new.id)
-    return digest, os.path.basename(entries.kernel_dir(new.id))
+        return shared
+    write_kernel(repo, new.image.kernel, sysroot.need_esp(), new.image.id)
+    return os.path.basename(entries.kernel_dir(new.image.id))
 
 
 def _find_same(sysroot: Sysroot, deployments: Sequence[Deployment], digest: str) -> str | None:
@@ -284,17 +268,17 @@ def _find_same(sysroot: Sysroot, deployments: Sequence[Deployment], digest: str)
     return find_shared(sysroot.need_esp(), [name for name in same if name is not None], digest)
 
 
-def _need_room(sysroot: Sysroot, repo: Repository, new: _New) -> None:
+def _need_room(sysroot: Sysroot, new: _New) -> None:
     """Refuse what doesn't fit on the ESP as long as what is staged can stay staged.
 
     What no deployment of the menu starts is removed before the kernel is written.
     """
     esp = sysroot.need_esp()
     kept = [one for one in read_deployments(sysroot) if not one.staged]
-    if _find_same(sysroot, kept, boot_digest(repo, new.kernel)) is None:
+    if _find_same(sysroot, kept, new.boot_digest) is None:
         used = {one.kernel_folder for one in kept}
         freed = [folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used]
-        need_room(new.kernel, esp, freed=sum(freed))
+        need_room(new.image.kernel, esp, freed=sum(freed))
 
 
 def kernel_arguments(

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from bootc import fs, paths
 from bootc.boot import entries, kargs, systemd_boot
 from bootc.boot import esp as esps
-from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.pull import OnProgress, PulledImage, pull
 from bootc.composefs.repository import Repository
-from bootc.composefs.stored import attach_images, image_key
 from bootc.deploy import image as images
 from bootc.deploy import state
-from bootc.deploy.kernel import find_kernel, write_kernel
+from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
+from bootc.deploy.kernel import write_kernel
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
@@ -122,41 +121,30 @@ def install_into(
         with step(f"pull {plan.image.reference} ({show_size(plan.image.download_size)})"):
             pulled = pull(repo, source, reference=reference, tag=tag, on_progress=on_progress)
         with step("write the composefs image"):
-            tree = assemble(repo, pulled)
-            kernel = find_kernel(tree)
-            transform_for_boot(tree, repo)
-            composefs = commit_image(repo, tree)
-            key = image_key(boot=True, erofs_version=repo.erofs_version)
-            attach_images(repo, pulled, {key: bytes.fromhex(composefs.id)})
+            made = commit_bootable(repo, pulled)
         with step("write the state of the deployment"):
-            _write_state(plan, repo, tree, root, composefs.id)
+            _write_state(plan, repo, made, root)
         with step("write boot files"):
-            digest = write_kernel(repo, kernel, esp, composefs.id)
-            _write_origin(plan, pulled, root, composefs.id, digest)
+            digest = write_kernel(repo, made.kernel, esp, made.id)
+            _write_origin(plan, pulled, root, made.id, digest)
         with step("install systemd-boot"):
-            _install_loader(repo, tree, esp)
+            _install_loader(repo, made.tree, esp)
         repo.sync()
-        _write_entry(plan, repo, tree, esp, composefs.id)
+        _write_entry(plan, repo, made.tree, esp, made.id)
     return Installed(
-        image=str(plan.image.reference), digest=pulled.manifest_digest, deployment=composefs.id
+        image=str(plan.image.reference), digest=pulled.manifest_digest, deployment=made.id
     )
 
 
-def _write_state(
-    plan: InstallPlan, repo: Repository, tree: Directory, root: str, deployment: str
-) -> None:
+def _write_state(plan: InstallPlan, repo: Repository, made: Bootable, root: str) -> None:
     """/etc and /var of the deployment, from the image."""
-    folder = state.make_skeleton(root, deployment)
-    etc, var = tree.find_directory("etc"), tree.find_directory("var")
-    if etc is None:
-        raise BootcError("the image has no /etc")
-    images.write_tree(repo, etc, f"{folder}/etc")
-    if os.path.exists(f"{folder}/etc/.updated"):
-        os.unlink(f"{folder}/etc/.updated")
+    folder = state.make_skeleton(root, made.id)
+    write_etc(repo, made, folder)
+    var = made.tree.find_directory("var")
     if var is not None and not os.listdir(f"{root}/{paths.STATE_VAR}"):
         images.write_tree(repo, var, f"{root}/{paths.STATE_VAR}")
     if plan.root_ssh_authorized_keys is not None:
-        _write_ssh_keys(plan.root_ssh_authorized_keys, tree, f"{folder}/etc")
+        _write_ssh_keys(plan.root_ssh_authorized_keys, made.tree, f"{folder}/etc")
 
 
 def _write_ssh_keys(keys: str, tree: Directory, etc: str) -> None:

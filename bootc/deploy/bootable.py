@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""From a pulled image to the one that boots: its tree, its kernel, its id, its /etc on a disk."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage, attach_images, image_key
+from bootc.deploy import image as images
+from bootc.deploy.kernel import Kernel, find_kernel
+from bootc.errors import BootcError
+from bootc.tree import Directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootable:
+    """A bootable image in the repository; `id` is the deployment's. `etc` is a part of `tree`."""
+
+    id: str
+    tree: Directory
+    etc: Directory
+    kernel: Kernel
+
+
+def commit_bootable(repo: Repository, pulled: PulledImage) -> Bootable:
+    """Write the composefs image that boots, and make it live as long as `pulled` does.
+
+    Raises `BootcError` if there is no kernel, more than one, or no /etc in it. Nothing is synced.
+    """
+    tree = assemble(repo, pulled)
+    kernel = find_kernel(tree)
+    transform_for_boot(tree, repo)
+    etc = tree.find_directory("etc")
+    if etc is None:
+        raise BootcError("the image has no /etc")
+    image = commit_image(repo, tree)
+    key = image_key(boot=True, erofs_version=repo.erofs_version)
+    attach_images(repo, pulled, {key: bytes.fromhex(image.id)})
+    return Bootable(id=image.id, tree=tree, etc=etc, kernel=kernel)
+
+
+def write_etc(repo: Repository, bootable: Bootable, state_folder: str) -> None:
+    """/etc of a new deployment, from the image; systemd is to see that it is new."""
+    images.write_tree(repo, bootable.etc, f"{state_folder}/etc")
+    with suppress(FileNotFoundError):
+        os.unlink(f"{state_folder}/etc/.updated")
