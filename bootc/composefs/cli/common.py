@@ -78,3 +78,36 @@ def tree_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--xattrs", choices=[mode.value for mode in XattrMode], default="allowlist-only"
     )
+
+
+def mount_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the commands that mount; `attach_image` honours them."""
+    parser.add_argument("--upperdir", metavar="DIR", help="what is written goes here")
+    parser.add_argument("--workdir", metavar="DIR", help="an empty one, where --upperdir is")
+    parser.add_argument("--read-write", action="store_true", help="allow writing into --upperdir")
+    parser.add_argument(
+        "--fuse",
+        nargs="?",
+        const="yes",
+        default="auto",
+        choices=["auto", "yes", "no"],
+        help="FUSE is not offered: auto and no mean the kernel, yes is an error",
+    )
+    parser.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
+
+
+def refuse_fuse(args: argparse.Namespace) -> None:
+    if args.fuse == "yes" or args.foreground:
+        raise BootcError(
+            "FUSE is not offered: images are mounted by the kernel", hint="leave --fuse out"
+        )
+
+
+def attach_image(args: argparse.Namespace, repo: Repository, name: str) -> None:
+    """Mount the image `name` at `args.mountpoint`, as the `mount_options` say."""
+    from bootc.composefs.mount import mount_image
+
+    with mount_image(
+        repo, name, upper=args.upperdir, work=args.workdir, read_write=args.read_write
+    ) as mount:
+        mount.attach(args.mountpoint)

@@ -15,13 +15,18 @@ import argparse
 import stat
 
 from bootc import jsonutil
-from bootc.composefs.cli.common import Group, add_command, open_repository
+from bootc.composefs.cli.common import (
+    Group,
+    add_command,
+    attach_image,
+    mount_options,
+    open_repository,
+    refuse_fuse,
+)
 from bootc.composefs.diff import Change, Difference, diff_trees
 from bootc.composefs.dumpfile import escape
 from bootc.composefs.erofs_reader import read_image
-from bootc.composefs.mount import mount_image
 from bootc.composefs.repository import Repository
-from bootc.errors import BootcError
 from bootc.jsonutil import Json
 from bootc.tree import Device, Directory, External, Inline, Node, Sparse, Special, Symlink
 
@@ -37,21 +42,9 @@ _TYPES = {
 
 
 def _mount(args: argparse.Namespace) -> None:
-    if args.fuse == "yes" or args.foreground:
-        raise BootcError(
-            "FUSE is not offered: images are mounted by the kernel", hint="leave --fuse out"
-        )
-    with (
-        open_repository(args) as repo,
-        mount_image(
-            repo,
-            args.name,
-            upper=args.upperdir,
-            work=args.workdir,
-            read_write=args.read_write,
-        ) as mount,
-    ):
-        mount.attach(args.mountpoint)
+    refuse_fuse(args)
+    with open_repository(args) as repo:
+        attach_image(args, repo, args.name)
 
 
 def _read(repo: Repository, name: str) -> Directory:
@@ -115,18 +108,7 @@ def register(commands: Group) -> None:
     made = add_command(commands, "mount", _mount, "Mount an image by the kernel; needs root.")
     made.add_argument("name", help="of the image: its digest or a reference")
     made.add_argument("mountpoint")
-    made.add_argument("--upperdir", metavar="DIR", help="what is written goes here")
-    made.add_argument("--workdir", metavar="DIR", help="an empty one, where --upperdir is")
-    made.add_argument("--read-write", action="store_true", help="allow writing into --upperdir")
-    made.add_argument(
-        "--fuse",
-        nargs="?",
-        const="yes",
-        default="auto",
-        choices=["auto", "yes", "no"],
-        help="FUSE is not offered: auto and no mean the kernel, yes is an error",
-    )
-    made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
+    mount_options(made)
     made = add_command(commands, "diff", _diff, "Tell in what two images differ.")
     made.add_argument("before", metavar="A", help="an image: its digest or a reference")
     made.add_argument("after", metavar="B")

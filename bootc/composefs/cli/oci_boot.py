@@ -12,12 +12,17 @@ import argparse
 import os
 
 from bootc import jsonutil
-from bootc.composefs.cli.common import Group, add_command, open_repository
+from bootc.composefs.cli.common import (
+    Group,
+    add_command,
+    attach_image,
+    mount_options,
+    open_repository,
+    refuse_fuse,
+)
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, image_key, load_image, load_named
 from bootc.errors import BootcError
-
-_FUSE = ("auto", "yes", "no")
 
 
 def _image_name(repo: Repository, image: PulledImage, *, boot: bool) -> str:
@@ -32,19 +37,11 @@ def _image_name(repo: Repository, image: PulledImage, *, boot: bool) -> str:
 
 
 def _mount(args: argparse.Namespace) -> None:
-    from bootc.composefs.mount import mount_image
-
-    if args.fuse == "yes" or args.foreground:
-        raise BootcError(
-            "FUSE is not offered: images are mounted by the kernel", hint="leave --fuse out"
-        )
+    refuse_fuse(args)
     named = f"@{args.image}" if args.image.startswith("sha256:") else args.image
     with open_repository(args) as repo:
         name = _image_name(repo, load_image(repo, named), boot=args.bootable)
-        with mount_image(
-            repo, name, upper=args.upperdir, work=args.workdir, read_write=args.read_write
-        ) as mount:
-            mount.attach(args.mountpoint)
+        attach_image(args, repo, name)
 
 
 def _prepare_boot(args: argparse.Namespace) -> None:
@@ -91,11 +88,7 @@ def register(group: Group) -> None:
     made.add_argument("image", help="a tag, or DIGEST of a manifest")
     made.add_argument("mountpoint")
     made.add_argument("--bootable", action="store_true", help="mount the bootable one")
-    made.add_argument("--upperdir", metavar="DIR", help="what is written goes here")
-    made.add_argument("--workdir", metavar="DIR", help="an empty one, where --upperdir is")
-    made.add_argument("--read-write", action="store_true", help="allow writing into --upperdir")
-    made.add_argument("--fuse", nargs="?", const="yes", default="auto", choices=_FUSE)
-    made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
+    mount_options(made)
     made = add_command(
         group, "prepare-boot", _prepare_boot, "Make the bootable image and write its boot entry."
     )
