@@ -34,7 +34,7 @@ from bootc.boot import entries, menu
 from bootc.composefs.gc import GcResult, collect_garbage
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import manifest_content_id
-from bootc.deploy import legacy, state
+from bootc.deploy import legacy, messages, state
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.state import Staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments, read_menu
@@ -43,8 +43,6 @@ from bootc.log import step
 
 _log = logging.getLogger(__name__)
 
-REMOVED = "d2c1fa9d3cbd4d3f8a5e7cf1d0b1a6e4"
-"""Journal message: a leftover or an old deployment's part was removed."""
 _ID = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _MENTION = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{128}|[0-9a-f]{64})(?![0-9a-f])")
 _ENTRY_MAX = 1 << 20
@@ -335,4 +333,4 @@ def apply_kernels(plan: CleanupPlan, sysroot: Sysroot) -> None:
 
 
 def _tell(what: str) -> None:
-    _log.info("removed %s", what, extra={"MESSAGE_ID": REMOVED})
+    _log.info("removed %s", what, extra={"MESSAGE_ID": messages.REMOVED})

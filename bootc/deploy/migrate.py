@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 
 from bootc import fs, paths
 from bootc.boot import bls, entries, menu
+from bootc.deploy import messages
 from bootc.deploy.sysroot import Sysroot
 from bootc.errors import BootcError
 from bootc.linux import libc
@@ -34,10 +35,6 @@ from bootc.log import step
 
 _log = logging.getLogger(__name__)
 
-MIGRATED = "5b7e1c1b0c4f4b5e9d0a4c6f2f8f63b1"
-"""Journal message: files or entries of an older version were brought into today's form."""
-SKIPPED = "c06f3c1a2c9e4d9d8a33f1a52d6be0a7"
-"""Journal message: an older version's form was found and left as it is, and why."""
 _ID = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _UKIS = f"{paths.ESP_KERNELS}/bootc"
 _ADDONS = ".extra.d"
@@ -75,7 +72,9 @@ def migrate(sysroot: Sysroot) -> bool:
     done = False
     if not os.path.exists(sysroot.staged_file) and menu.discard_staged(sysroot.esp):
         # It may be the old menu that was exchanged before a power cut.
-        _log.info("removed a staged menu that nothing waits for", extra={"MESSAGE_ID": MIGRATED})
+        _log.info(
+            "removed a staged menu that nothing waits for", extra={"MESSAGE_ID": messages.MIGRATED}
+        )
         done = True
     for move in moves:
         done |= _migrate_one(sysroot.esp, move)
@@ -87,7 +86,7 @@ def _skip(why: str) -> None:
     _log.warning(
         "boot files of an older version are left as they are: %s",
         why,
-        extra={"MESSAGE_ID": SKIPPED},
+        extra={"MESSAGE_ID": messages.SKIPPED},
     )
 
 
@@ -182,7 +181,12 @@ def _migrate_one(esp: str, move: Move) -> bool:
             libc.syncfs(fd)
         menu.write_staged(esp, [_renamed(entry, move) for _, entry in ours])
         menu.exchange(esp)
-    _log.info("%s is %s now, with its entries", move.old, move.new, extra={"MESSAGE_ID": MIGRATED})
+    _log.info(
+        "%s is %s now, with its entries",
+        move.old,
+        move.new,
+        extra={"MESSAGE_ID": messages.MIGRATED},
+    )
     return True
 
 
@@ -248,7 +252,7 @@ def _remove_old(esp: str) -> bool:
                 "removed %s/%s, which has a copy with a prefix",
                 folder,
                 name,
-                extra={"MESSAGE_ID": MIGRATED},
+                extra={"MESSAGE_ID": messages.MIGRATED},
             )
             removed = True
     return removed

@@ -17,8 +17,8 @@ from bootc.composefs.gc import GcResult
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
-from bootc.deploy import legacy, state
-from bootc.deploy.cleanup import REMOVED, clean_up
+from bootc.deploy import legacy, messages, state
+from bootc.deploy.cleanup import clean_up
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.sysroot import Sysroot, read_deployments, read_menu
 from bootc.errors import BootcError
@@ -334,7 +334,7 @@ def test_leftovers_of_an_aborted_upgrade_go_and_are_named_in_the_journal(
     told = [
         record.getMessage()
         for record in caplog.records
-        if getattr(record, "MESSAGE_ID", None) == REMOVED
+        if getattr(record, "MESSAGE_ID", None) == messages.REMOVED
     ]
     assert told == [
         "removed a staged menu that nothing waits for",

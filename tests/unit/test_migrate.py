@@ -11,7 +11,7 @@ import pytest
 
 from bootc import paths
 from bootc.boot import bls, menu
-from bootc.deploy import migrate as module
+from bootc.deploy import messages
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.migrate import migrate, plan_migration
@@ -167,7 +167,7 @@ def test_nothing_is_done_while_something_is_staged(
     assert menu.has_staged(str(machine.esp))
     check_bootable(machine)
     assert "the next start migrates" in caplog.text
-    assert [getattr(record, "MESSAGE_ID", None) for record in caplog.records] == [module.SKIPPED]
+    assert [getattr(record, "MESSAGE_ID", None) for record in caplog.records] == [messages.SKIPPED]
 
 
 def test_an_entry_that_cannot_be_read_is_not_dropped(
