@@ -11,7 +11,8 @@ TOP = Path(__file__).resolve().parents[2]
 
 # Each may import itself and what stands below it.
 ORDER = (
-    ("cli", "varlink"),
+    ("cli",),
+    ("services",),
     ("status", "lint"),
     ("install",),
     ("deploy",),
@@ -19,6 +20,7 @@ ORDER = (
     ("composefs", "ostree"),
     ("oci", "storage", "podman", "spec", "paths"),
     ("initramfs",),
+    ("varlink",),
     ("process", "fs", "log", "jsonutil", "tree"),
     ("linux", "errors"),
 )
