@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from bootc import log
 from bootc.cli import render
@@ -16,28 +14,17 @@ from bootc.errors import BootcError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.deploy.progress import Observer
+    from bootc.deploy.restart import SoftReboot
     from bootc.deploy.sysroot import Sysroot
     from bootc.deploy.update import Outcome
     from bootc.oci.reference import ImageReference
 
-_log = logging.getLogger(__name__)
-REBOOT_FOR_UPDATE = "Rebooting to update the system"
-REBOOT_FOR_ROLLBACK = "Rebooting to roll the system back"
 
-
-@contextmanager
-def opened() -> Iterator[Sysroot]:
+def opened() -> AbstractContextManager[Sysroot]:
     """The running machine's system, to be changed, and brought into today's form if it is old."""
-    from bootc.deploy.migrate import migrate
-    from bootc.deploy.sysroot import open_booted
+    from bootc.deploy.migrate import open_for_change
 
-    with open_booted(writable=True) as sysroot:
-        try:
-            migrate(sysroot)
-        except (BootcError, OSError) as error:
-            # What is not migrated boots as well.
-            _log.warning("the boot files were not brought into today's form: %s", error)
-        yield sysroot
+    return open_for_change()
 
 
 @contextmanager
@@ -61,7 +48,7 @@ def _observer(arguments: Namespace) -> Iterator[Observer]:
 
 
 def upgrade(arguments: Namespace) -> None:
-    from bootc.deploy import update
+    from bootc.deploy import restart, update
     from bootc.deploy.sysroot import open_booted
 
     options = update.UpgradeOptions(
@@ -75,30 +62,30 @@ def upgrade(arguments: Namespace) -> None:
             with open_booted(writable=False) as sysroot:
                 _say(update.upgrade(sysroot, options, observer=observer))
             return
-        _check_soft_reboot(arguments)
+        wanted = _soft_reboot(arguments)
         with opened() as sysroot:
             outcome = update.upgrade(sysroot, options, observer=observer)
-            soft = _prepare_restart(arguments, sysroot, outcome)
+            soft = restart.prepare_staged(wanted, sysroot, outcome)
     _say(outcome)
-    _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
+    _restart(arguments, restart.FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
 def switch(arguments: Namespace) -> None:
-    from bootc.deploy import update
+    from bootc.deploy import restart, update
 
     if arguments.experimental_unified_storage:
         raise BootcError("--experimental-unified-storage cannot be done yet", hint="leave it out")
     target = _target(arguments)
     with _observer(arguments) as observer:
-        _check_soft_reboot(arguments)
+        wanted = _soft_reboot(arguments)
         with opened() as sysroot:
             if arguments.mutate_in_place:
                 outcome = update.switch_in_place(sysroot, target)
             else:
                 outcome = update.switch(sysroot, target, observer=observer)
-            soft = _prepare_restart(arguments, sysroot, outcome)
+            soft = restart.prepare_staged(wanted, sysroot, outcome)
     _say(outcome)
-    _restart(arguments, REBOOT_FOR_UPDATE, ready=outcome.ready, soft=soft)
+    _restart(arguments, restart.FOR_UPDATE, ready=outcome.ready, soft=soft)
 
 
 def _target(arguments: Namespace) -> ImageReference:
@@ -117,79 +104,43 @@ def _say(outcome: Outcome) -> None:
         render.say(line)
 
 
-def _check_soft_reboot(arguments: Namespace) -> None:
-    """Refuse what systemd cannot do before anything is changed."""
-    from bootc.deploy import soft_reboot
+def _soft_reboot(arguments: Namespace) -> SoftReboot | None:
+    """What `--soft-reboot` asks for; refuses what systemd cannot do before anything is changed."""
+    from bootc.deploy import restart
 
-    if arguments.soft_reboot is not None:
-        soft_reboot.check_systemd()
-
-
-def _prepare_restart(arguments: Namespace, sysroot: Sysroot, outcome: Outcome) -> bool:
-    """Make the next root of what is staged, if that is wanted; whether it was made."""
-    from bootc.deploy import state
-
-    mark = state.read_staged(sysroot.staged_file)
-    if not outcome.ready or mark is None:
-        _forget_next_root(outcome.changed)
-        return False
-    return _prepare(arguments, sysroot, mark.deployment)
-
-
-def _prepare(arguments: Namespace, sysroot: Sysroot, deployment: str) -> bool:
-    from bootc.deploy import soft_reboot
-
-    _forget_next_root(True)
-    if arguments.soft_reboot is None:
-        return False
-    if arguments.soft_reboot == "auto":
-        reason = soft_reboot.why_not(sysroot, deployment)
-        if reason is not None:
-            _log.info("A whole reboot is needed: %s", reason)
-            return False
-    _log.info("%s", soft_reboot.prepare(sysroot, deployment))
-    return True
-
-
-def _forget_next_root(stale: bool) -> None:
-    """What was prepared for a soft reboot is not what is to be booted any more."""
-    from bootc.deploy import soft_reboot
-
-    if stale and os.path.ismount(soft_reboot.NEXT_ROOT):
-        soft_reboot.reset_live()
+    soft = restart.SoftReboot(arguments.soft_reboot) if arguments.soft_reboot else None
+    restart.check(soft)
+    return soft
 
 
 def _restart(arguments: Namespace, reason: str, *, ready: bool, soft: bool) -> None:
     """Reboot, if that was asked for and if something waits for it."""
-    from bootc.deploy import machine, soft_reboot
+    from bootc.deploy import machine
 
-    if not arguments.apply or not ready:
-        return
-    if soft:
-        soft_reboot.soft_reboot(reason)
-    else:
-        machine.reboot(reason)
+    if arguments.apply and ready:
+        machine.reboot(reason, soft=soft)
 
 
 def rollback(arguments: Namespace) -> None:
+    from bootc.deploy import restart
     from bootc.deploy.rollback import rollback as roll_back
 
-    _check_soft_reboot(arguments)
+    wanted = _soft_reboot(arguments)
     with opened() as sysroot:
         plan = roll_back(sysroot)
         soft = False
         if plan.reverting:
-            _forget_next_root(True)
+            restart.forget_next_root()
         else:
-            soft = _prepare(arguments, sysroot, plan.order[0].id)
+            soft = restart.prepare(wanted, sysroot, plan.order[0].id)
     for line in plan.lines:
         render.say(line)
-    _restart(arguments, REBOOT_FOR_ROLLBACK, ready=True, soft=soft)
+    _restart(arguments, restart.FOR_ROLLBACK, ready=True, soft=soft)
 
 
 def edit(arguments: Namespace) -> None:
     from bootc.cli import edit as edits
-    from bootc.deploy import update
+    from bootc.deploy import restart, update
     from bootc.deploy.rollback import rollback as roll_back
     from bootc.status import read_host
 
@@ -208,7 +159,7 @@ def edit(arguments: Namespace) -> None:
         else:
             assert spec.image is not None
             lines = update.switch(sysroot, spec.image, observer=observer).lines
-        _forget_next_root(True)
+        restart.forget_next_root()
     for line in lines:
         render.say(line)
 

@@ -75,7 +75,7 @@ def usr_overlay(arguments: Namespace) -> None:
 
 
 def prep_soft_reboot(arguments: Namespace) -> None:
-    from bootc.deploy import soft_reboot
+    from bootc.deploy import machine, soft_reboot
     from bootc.deploy.sysroot import open_booted
 
     with open_booted(writable=False) as sysroot:
@@ -88,7 +88,7 @@ def prep_soft_reboot(arguments: Namespace) -> None:
         soft_reboot.check_systemd()
         render.say(soft_reboot.prepare(sysroot, arguments.deployment))
     if arguments.reboot:
-        soft_reboot.soft_reboot("Soft reboot by bootc")
+        machine.reboot("Soft reboot by bootc", soft=True)
 
 
 def print_json_schema(arguments: Namespace) -> None:

@@ -55,16 +55,23 @@ def _mark(sysroot: Sysroot) -> str:
     return f"{sysroot.run}/reboot-required"
 
 
-def reboot(reason: str) -> None:
-    """Ask systemd for a reboot, then wait to be ended by it.
+def request_reboot(reason: str, *, soft: bool = False) -> None:
+    """Ask systemd for a reboot, or a soft one; this returns, and what runs is ended soon.
 
     The request is made by a unit of its own, so it is carried out even when we are ended first.
     """
+    verb = "soft-reboot" if soft else "reboot"
     process.run(
-        ["systemd-run", "--quiet", "--", "systemctl", "reboot", f"--message={reason}"], timeout=120
+        ["systemd-run", "--quiet", "--", "systemctl", verb, f"--message={reason}"], timeout=120
     )
+
+
+def reboot(reason: str, *, soft: bool = False) -> None:
+    """Ask systemd for a reboot, or a soft one, then wait to be ended by it."""
+    request_reboot(reason, soft=soft)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(_PARKED)
     raise BootcError(
-        f"the machine did not reboot within {_PARKED:.0f} s", hint="systemctl list-jobs"
+        f"the machine did not {'soft-' * soft}reboot within {_PARKED:.0f} s",
+        hint="systemctl list-jobs",
     )

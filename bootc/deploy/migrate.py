@@ -23,12 +23,14 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from bootc import fs, paths
 from bootc.boot import bls, entries, menu
 from bootc.deploy import messages
-from bootc.deploy.sysroot import Sysroot
+from bootc.deploy.sysroot import Sysroot, open_booted
 from bootc.errors import BootcError
 from bootc.linux import libc
 from bootc.log import step
@@ -39,6 +41,21 @@ _ID = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _UKIS = f"{paths.ESP_KERNELS}/bootc"
 _ADDONS = ".extra.d"
 _ENTRY_MAX = 1 << 20
+
+
+@contextmanager
+def open_for_change(*, wait: bool = True) -> Iterator[Sysroot]:
+    """The running machine's system, to be changed, and brought into today's form if it is old.
+
+    Raises what `open_booted` raises.
+    """
+    with open_booted(writable=True, wait=wait) as sysroot:
+        try:
+            migrate(sysroot)
+        except (BootcError, OSError) as error:
+            # What is not migrated boots as well.
+            _log.warning("the boot files were not brought into today's form: %s", error)
+        yield sysroot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

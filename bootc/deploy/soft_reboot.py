@@ -13,9 +13,7 @@ already, and the merge writes through that.
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,7 +30,6 @@ from bootc.linux import blockdev, libc
 NEXT_ROOT = "/run/nextroot"
 _CONFIG_MAX = 1 << 20
 _SINCE = 254
-_PARKED = 3600.0
 
 
 def why_not(sysroot: Sysroot, deployment: str, *, selinux: bool | None = None) -> str | None:
@@ -120,19 +117,6 @@ def reset_live() -> bool:
     """`reset` where process 1 sees it."""
     with _in_namespace_of_init():
         return reset()
-
-
-def soft_reboot(reason: str) -> None:
-    """Ask systemd for the soft reboot, then wait to be ended by it."""
-    process.run(
-        ["systemd-run", "--quiet", "--", "systemctl", "soft-reboot", f"--message={reason}"],
-        timeout=120,
-    )
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_PARKED)
-    raise BootcError(
-        f"the machine did not soft-reboot within {_PARKED:.0f} s", hint="systemctl list-jobs"
-    )
 
 
 def _words(target: Deployment) -> list[str]:

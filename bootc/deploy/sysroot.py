@@ -33,8 +33,16 @@ from bootc.spec import Bootloader
 
 _log = logging.getLogger(__name__)
 
+BUSY = "another bootc is at work"
 _CONTAINER_VARIABLE = "container"
 _CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv")
+
+
+class BusyError(BootcError):
+    """Another process is changing what is deployed, and our caller doesn't want to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(BUSY, hint="try again when it has ended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +222,12 @@ def open_at(path: str) -> Iterator[Sysroot]:
 
 
 @contextmanager
-def open_booted(*, writable: bool) -> Iterator[Sysroot]:
+def open_booted(*, writable: bool, wait: bool = True) -> Iterator[Sysroot]:
     """The running machine's system.
 
     Raises `BootcError` in a container, without root, on a machine that bootc did not install, and,
-    to be written to, on a read-only device.
+    to be written to, on a read-only device; `BusyError` instead of waiting for another writer, if
+    `wait` is off.
     """
     if is_container():
         raise BootcError(
@@ -245,7 +254,7 @@ def open_booted(*, writable: bool) -> Iterator[Sysroot]:
         device = blockdev.device_of(physical)
         folder: str | None
         if writable:
-            stack.enter_context(_locked())
+            stack.enter_context(one_at_a_time(wait=wait))
             stack.enter_context(_own_namespace())
             _make_writable(physical, device)
             folder = stack.enter_context(_writing_esp(device))
@@ -295,15 +304,17 @@ def _writing_esp(device: str) -> Iterator[str]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
-    """One process at a time changes what is deployed."""
-    os.makedirs(os.path.dirname(paths.LOCK), mode=0o755, exist_ok=True)
-    fd = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def one_at_a_time(path: str = paths.LOCK, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time changes what is deployed. Raises `BusyError` if it is not to wait."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with log.step("wait for another bootc that is at work"):
+            if not wait:
+                raise BusyError from None
+            with log.step(f"wait: {BUSY}"):
                 fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
