@@ -48,7 +48,7 @@ class ImportedLayer:
     inlined: int = 0
 
 
-class _ImportInput:
+class ImportInput:
     """The parser's view of a tar that is being imported; see `tarstream.TarInput`."""
 
     def __init__(
@@ -119,7 +119,12 @@ class _ImportInput:
             self._at = end
         else:
             item = Item(leaf, size, fd=self._spool(size))
+        self._put(item)
+
+    def _put(self, item: Item) -> None:
+        """The content that has just been read; its padding follows."""
         self._inline_from = self._at
+        size = item.size
         self._segments.append(item)
         self._batch.items.append(item)
         self._batch.size += size
@@ -274,7 +279,7 @@ def _import_tar(
     stream: HashingReader, pool: WriterPool, algorithm: Algorithm, source: str, unpacked_max: int
 ) -> ImportedLayer:
     writer = SplitStreamWriter(algorithm, OCI_LAYER)
-    tar = _ImportInput(stream, pool, writer, source, unpacked_max)
+    tar = ImportInput(stream, pool, writer, source, unpacked_max)
     entries: list[Entry] | None = []
     try:
         for entry in read_tar(tar, source):

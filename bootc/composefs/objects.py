@@ -170,9 +170,9 @@ class ObjectStore:
         except FileNotFoundError:
             return []
 
-    def create(self) -> int:
+    def create(self, *, readable: bool = False) -> int:
         """A new unnamed file, writable; give it to `adopt` or to `discard`."""
-        flags = os.O_WRONLY | os.O_CLOEXEC
+        flags = (os.O_RDWR if readable else os.O_WRONLY) | os.O_CLOEXEC
         if not self._named:
             try:
                 return os.open(".", flags | os.O_TMPFILE, OBJECT_MODE, dir_fd=self._fd)
@@ -226,6 +226,41 @@ class ObjectStore:
             raise
         return fd
 
+    def find(self, digest: bytes, size: int) -> int | None:
+        """A descriptor of the object if it is here and the kernel vouches for it; it is counted."""
+        if not self._measures:
+            return None
+        try:
+            fd = os.open(digest.hex()[2:], _READ, dir_fd=self._shards[digest[0]])
+        except FileNotFoundError:
+            return None
+        measured = fsverity.measure(fd)
+        if measured is None or measured[1] != digest or os.fstat(fd).st_size != size:
+            os.close(fd)
+            return None
+        self._count(Route.EXISTING, size)
+        return fd
+
+    def clone(self, source: int) -> int | None:
+        """A readable file as `create` makes it, with shared extents of `source`, or None.
+
+        What it holds stays, whatever happens to `source` afterwards.
+        """
+        device = os.fstat(source).st_dev
+        if device in self._no_reflink:
+            return None
+        fd = self.create(readable=True)
+        try:
+            cloned = reflink.clone(fd, source)
+        except BaseException:
+            self.discard(fd)
+            raise
+        if cloned:
+            return fd
+        self.discard(fd)
+        self._no_reflink.add(device)
+        return None
+
     def store(self, data: bytes) -> bytes:
         """Store `data`, if it isn't there yet, and return its digest."""
         digest: bytes | None = None
@@ -270,17 +305,9 @@ class ObjectStore:
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode):
             raise BootcError(f"{_path_of(source)} is no regular file")
-        if found.st_dev not in self._no_reflink:
-            fd = self.create()
-            try:
-                cloned = reflink.clone(fd, source)
-            except BaseException:
-                self.discard(fd)
-                raise
-            if cloned:
-                return self.adopt(fd, os.fstat(fd).st_size, route=Route.REFLINKED)
-            self.discard(fd)
-            self._no_reflink.add(found.st_dev)
+        fd = self.clone(source)
+        if fd is not None:
+            return self.adopt(fd, os.fstat(fd).st_size, route=Route.REFLINKED)
         if hardlink or zerocopy:
             digest = self._import_link(source, found.st_size)
             if digest is not None:
@@ -290,13 +317,13 @@ class ObjectStore:
                 f"{_path_of(source)} can be neither reflinked nor hard-linked into {self.path}",
                 hint="put both on one file system, or allow a copy",
             )
-        fd = self.create()
+        copied = self.create()
         try:
-            size = reflink.copy(fd, source)
+            size = reflink.copy(copied, source)
         except BaseException:
-            self.discard(fd)
+            self.discard(copied)
             raise
-        return self.adopt(fd, size, route=Route.COPIED)
+        return self.adopt(copied, size, route=Route.COPIED)
 
     def _import_link(self, source: int, size: int) -> bytes | None:
         """The digest of `source` after it became an object itself, or None if it cannot."""

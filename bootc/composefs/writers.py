@@ -13,19 +13,21 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from bootc.composefs.objects import ObjectStore
+from bootc.composefs.objects import ObjectStore, Route
 from bootc.tree import External, Leaf
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A content on its way into the store: `data`, or the unnamed file `fd` that holds it."""
+    """A content on its way into the store: `data`, or the unnamed file `fd` that holds it, or,
+    with neither, an object that is there already, `digest`. `route` is how it came into `fd`."""
 
     leaf: Leaf
     size: int
     data: bytes = b""
     fd: int = -1
     digest: bytes = b""
+    route: Route = Route.WRITTEN
 
 
 @dataclass(slots=True, eq=False)
@@ -102,8 +104,8 @@ class WriterPool:
         for item in batch.items:
             if item.fd >= 0:
                 fd, item.fd = item.fd, -1
-                item.digest = store.adopt(fd, item.size)
-            else:
+                item.digest = store.adopt(fd, item.size, route=item.route)
+            elif not item.digest:
                 item.digest = store.store(item.data)
                 item.data = b""
             item.leaf.content = External(item.size, item.digest)

@@ -26,6 +26,7 @@ AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_BENEATH = 0x08
 
@@ -41,6 +42,7 @@ MS_PRIVATE = 0x40000
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 RB_AUTOBOOT = 0x01234567
@@ -151,4 +153,10 @@ def reboot(how: int) -> None:
 def set_child_subreaper() -> None:
     """Become the parent of descendants whose own parent ends, in place of process 1."""
     if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise fail()
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Have this signal sent to us when the thread that started us ends; an exec keeps that."""
+    if _libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
         raise fail()
