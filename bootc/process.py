@@ -16,6 +16,8 @@ from bootc.errors import BootcError, ProcessError
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds; a caller that knows better says so."""
+Child = subprocess.Popen[bytes]
+"""What `running` gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ that verifies something.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 
@@ -18,8 +17,8 @@ from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource, open_source
 from bootc.oci.proxy import ProxyOptions, ProxySource
 from bootc.oci.reference import CONTAINER_POLICY, OSTREE_REMOTE, ImageReference, Transport
+from bootc.podman.auth import find_auth_file
 
-AUTH_FILES = ("/run/ostree/auth.json", "/etc/ostree/auth.json", "/usr/lib/ostree/auth.json")
 _USER_AGENT_SINCE = (1, 19)
 _POLICY_SINCE = (1, 14)
 """Before, skopeo's image proxy opened images without a look at the policy."""
@@ -60,7 +59,7 @@ def check_signature_policy(image: ImageReference) -> None:
 
 def proxy_options(version: tuple[int, int]) -> ProxyOptions:
     """Our name, where skopeo can pass it on, and ostree's credentials, where there are any."""
-    authfile = next((path for path in AUTH_FILES if os.path.exists(path)), None)
+    authfile = find_auth_file()
     agent = f"bootc/{__version__}" if version >= _USER_AGENT_SINCE else None
     return ProxyOptions(authfile=authfile, user_agent=agent)
 
