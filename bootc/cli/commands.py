@@ -77,7 +77,7 @@ def install_to_disk(arguments: Namespace) -> None:
         esp_size=size(arguments.esp_size) if arguments.esp_size else DEFAULT_ESP_SIZE,
     )
     need_root("install")
-    render.say(install(_install_options(arguments), disk))
+    render.say(install(_install_options(arguments), disk).text)
 
 
 def install_to_filesystem(arguments: Namespace) -> None:
@@ -95,7 +95,7 @@ def install_to_filesystem(arguments: Namespace) -> None:
         acknowledge_destructive=arguments.acknowledge_destructive,
     )
     need_root("install")
-    render.say(install(_install_options(arguments), target))
+    render.say(install(_install_options(arguments), target).text)
 
 
 def _install_options(arguments: Namespace) -> InstallOptions:

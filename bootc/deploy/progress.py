@@ -8,7 +8,9 @@ a line.
     {"type": "ProgressBytes", "task": "pulling", …}         `id`: the manifest's digest; a step is a
                                                             layer, a subtask one that is on its way
     {"type": "ProgressSteps", "task": "importing", …}       0 of 1, 1 of 1
-    {"type": "ProgressSteps", "task": "staging", …}         merging, deploying, cleanup
+    {"type": "ProgressSteps", "task": "staging", …}         merging, deploying, cleanup; of an
+                                                            install: preparing (before it is
+                                                            pulled), deploying, finalizing
 
 Of the bytes of an image `bytesTotal` counts those that have to be read, `bytesCached` those of
 layers that are in the repository. Lines in the middle of a task come five times a second at most,
@@ -52,10 +54,17 @@ class Stage(StrEnum):
     MERGING = "merging"
     DEPLOYING = "deploying"
     CLEANUP = "cleanup"
+    PREPARING = "preparing"
+    FINALIZING = "finalizing"
 
 
-_STAGING = (Stage.MERGING, Stage.DEPLOYING, Stage.CLEANUP)
+UPDATING = (Stage.MERGING, Stage.DEPLOYING, Stage.CLEANUP)
+"""The steps of staging."""
+INSTALLING = (Stage.PREPARING, Stage.DEPLOYING, Stage.FINALIZING)
+"""The steps of an install, but for the pull."""
 _TEXTS = {
+    Stage.PREPARING: "Preparing the target",
+    Stage.FINALIZING: "Finalizing the file systems",
     Stage.MERGING: "Merging Image",
     Stage.DEPLOYING: "Deploying Image",
     Stage.CLEANUP: "Removing old images",
@@ -195,9 +204,16 @@ class Pulled:
 class ProgressWriter(Observer):
     """Writes the protocol to a pipe; a context manager. The calls must not overlap."""
 
-    def __init__(self, fd: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        steps: tuple[Stage, ...] = UPDATING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Takes over `fd`, see `adopt_pipe`."""
         self._fd = fd
+        self._steps = steps
         self._clock = clock
         self._last = float("-inf")
         self._started = False
@@ -265,7 +281,7 @@ class ProgressWriter(Observer):
         }
 
     def _staging(self, stage: Stage, *, completed: bool) -> dict[str, Json]:
-        place = _STAGING.index(stage)
+        place = self._steps.index(stage)
         subtasks: list[Json] = [
             {
                 "subtask": one.value,
@@ -273,7 +289,7 @@ class ProgressWriter(Observer):
                 "id": one.value,
                 "completed": completed or index < place,
             }
-            for index, one in enumerate(_STAGING[: place + 1])
+            for index, one in enumerate(self._steps[: place + 1])
         ]
         return {
             "type": "ProgressSteps",
@@ -282,7 +298,7 @@ class ProgressWriter(Observer):
             "id": self._pulled.digest,
             "stepsCached": 0,
             "steps": place + completed,
-            "stepsTotal": len(_STAGING),
+            "stepsTotal": len(self._steps),
             "subtasks": subtasks,
         }
 

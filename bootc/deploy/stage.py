@@ -62,9 +62,10 @@ _log = logging.getLogger(__name__)
 class SameImageError(BootcError):
     """The image is that of a deployment that is there already."""
 
-    def __init__(self, existing: Deployment, role: str) -> None:
+    def __init__(self, existing: Deployment, role: str, *, hint: str | None = None) -> None:
         super().__init__(
-            f"Target image has the same fs-verity digest as the existing {role} deployment"
+            f"Target image has the same fs-verity digest as the existing {role} deployment",
+            hint=hint,
         )
         self.existing = existing
         self.role = role

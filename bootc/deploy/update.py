@@ -107,12 +107,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`ready`: something waits for a reboot now, and may be finalized."""
+    """`ready`: something waits for a reboot now, and may be finalized. `offer`: what `check` found
+    that isn't booted."""
 
     lines: tuple[str, ...]
     changed: bool
     ready: bool
     staged: StagedImage | None = None
+    offer: Offer | None = None
 
 
 def read_facts(sysroot: Sysroot) -> Facts:
@@ -253,7 +255,13 @@ def upgrade(
         plan = decide_upgrade(facts, offer, options)
         if plan.action is not Action.STAGE:
             if options.check:
-                return Outcome(lines=plan.lines, changed=False, ready=False)
+                booted = facts.booted is not None and facts.booted.digest == offer.digest
+                return Outcome(
+                    lines=plan.lines,
+                    changed=False,
+                    ready=False,
+                    offer=None if booted else offer,
+                )
             same = facts.staged is not None and facts.staged.digest == offer.digest
             return _relock(sysroot, facts if same else replace(facts, staged=None), plan)
         try:
@@ -287,7 +295,8 @@ def switch(
             _refuse_same_manifest(sysroot, source)
             made = stage(sysroot, source, target, observer=observer)
         except SameImageError as error:
-            raise BootcError(error.message, hint=_instead(error.role, target)) from None
+            hint = _instead(error.role, target)
+            raise SameImageError(error.existing, error.role, hint=hint) from None
     return _finish(sysroot, made, layers, messages.SWITCH, observer)
 
 

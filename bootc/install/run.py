@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from bootc import fs, paths
 from bootc.boot import entries, kargs, systemd_boot
 from bootc.boot import esp as esps
-from bootc.composefs.pull import OnProgress, PulledImage, pull
+from bootc.composefs.pull import PulledImage, pull
 from bootc.composefs.repository import Repository
 from bootc.deploy import image as images
 from bootc.deploy import state
 from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
 from bootc.deploy.kernel import write_kernel
+from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
@@ -59,18 +60,23 @@ class _Target:
 
 
 def apply_install(
-    plan: InstallPlan, source: ImageSource, *, on_progress: OnProgress | None = None
+    plan: InstallPlan, source: ImageSource, *, observer: Observer | None = None
 ) -> Installed:
     """Do what the plan says. Call it in a process that has done nothing with threads yet."""
+    tell = observer or Observer()
+    tell.begin(source)
     mount.isolate_mounts()
+    tell.stage(Stage.PREPARING)
     with _opened_target(plan) as target:
-        installed = install_into(plan, source, target.root, target.esp, on_progress=on_progress)
+        installed = install_into(plan, source, target.root, target.esp, tell)
+        tell.stage(Stage.FINALIZING)
         with step("write everything to the disk"):
             filesystems.sync(target.esp)
             if target.finalize:
                 filesystems.finish_root(target.root)
             else:
                 filesystems.sync(target.root)
+    tell.end()
     return installed
 
 
@@ -99,12 +105,7 @@ def _opened_target(plan: InstallPlan) -> Iterator[_Target]:
 
 
 def install_into(
-    plan: InstallPlan,
-    source: ImageSource,
-    root: str,
-    esp: str,
-    *,
-    on_progress: OnProgress | None = None,
+    plan: InstallPlan, source: ImageSource, root: str, esp: str, tell: Observer
 ) -> Installed:
     """Fill the mounted physical root and the mounted ESP."""
     secure = filesystems.want_verity(root)
@@ -119,9 +120,12 @@ def install_into(
         tag = f"{paths.TAG_PREFIX}{plan.image.digest}"
         reference = plan.image.reference.imgref
         with step(f"pull {plan.image.reference} ({show_size(plan.image.download_size)})"):
-            pulled = pull(repo, source, reference=reference, tag=tag, on_progress=on_progress)
+            tell.stage(Stage.PULLING)
+            pulled = pull(repo, source, reference=reference, tag=tag, on_progress=tell.report)
+        tell.stage(Stage.IMPORTING)
         with step("write the composefs image"):
             made = commit_bootable(repo, pulled)
+        tell.stage(Stage.DEPLOYING)
         with step("write the state of the deployment"):
             _write_state(plan, repo, made, root)
         with step("write boot files"):

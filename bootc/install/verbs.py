@@ -10,79 +10,99 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from bootc import process
-from bootc.composefs.progress import Event, OnProgress, Progress
 from bootc.deploy.image import ImageFacts, read_facts
+from bootc.deploy.progress import Observer, Observers, ProgressLog
+from bootc.deploy.sysroot import one_at_a_time
 from bootc.errors import BootcError
 from bootc.install.config import InstallConfig, load_config
 from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions
 from bootc.install.plan import InstallPlan, plan_to_disk, plan_to_filesystem
-from bootc.install.run import apply_install
+from bootc.install.run import Installed, apply_install
 from bootc.install.scan import is_cheap_to_scan, need_kernel
-from bootc.log import show_size, step
-from bootc.oci.layout import ImageSource, open_source
+from bootc.log import step
+from bootc.oci.layout import open_source
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 
 _log = logging.getLogger(__name__)
 CONTAINER_ENV = "/run/.containerenv"
-_PROGRESS_EVERY = 5.0
 
 Planner = Callable[[InstallConfig, ImageFacts], InstallPlan]
 
 
-def install_to_disk(options: InstallOptions, disk: DiskOptions) -> str:
-    """Install onto a disk; the sentence that says what is there now (or the plan: `dry_run`)."""
-    return _install(options, lambda config, image: plan_to_disk(options, disk, config, image))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What was planned, and what is there now (None: it was to be planned only)."""
+
+    plan: InstallPlan
+    installed: Installed | None
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        done = self.installed
+        if done is None:
+            return self.plan.describe().rstrip("\n")
+        return f"Installed: {done.image} {done.digest} (deployment {done.deployment})"
 
 
-def install_to_filesystem(options: InstallOptions, target: FilesystemOptions) -> str:
+def install_to_disk(
+    options: InstallOptions,
+    disk: DiskOptions,
+    *,
+    observer: Observer | None = None,
+    wait: bool = True,
+) -> Result:
+    """Install onto a disk, or only plan that (`options.dry_run`).
+
+    Raises `BusyError` if another bootc changes this machine's disks and `wait` is off.
+    """
+
+    def make_plan(config: InstallConfig, image: ImageFacts) -> InstallPlan:
+        return plan_to_disk(options, disk, config, image)
+
+    return _install(options, make_plan, observer, wait=wait)
+
+
+def install_to_filesystem(
+    options: InstallOptions,
+    target: FilesystemOptions,
+    *,
+    observer: Observer | None = None,
+    wait: bool = True,
+) -> Result:
     """Install into a mounted file system; see `install_to_disk`."""
-    return _install(
-        options, lambda config, image: plan_to_filesystem(options, target, config, image)
-    )
+
+    def make_plan(config: InstallConfig, image: ImageFacts) -> InstallPlan:
+        return plan_to_filesystem(options, target, config, image)
+
+    return _install(options, make_plan, observer, wait=wait)
 
 
-def _install(options: InstallOptions, make_plan: Planner) -> str:
+def _install(
+    options: InstallOptions, make_plan: Planner, observer: Observer | None, *, wait: bool
+) -> Result:
     reference, shown = find_source(options)
-    with open_source(reference.imgref) as source:
+    with ExitStack() as stack:
+        if not options.dry_run:
+            stack.enter_context(one_at_a_time(wait=wait))
+        source = stack.enter_context(open_source(reference.imgref))
         facts = read_facts(shown, source.manifest_digest, source.manifest, source.config)
         plan = make_plan(load_config(), facts)
         if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
             with step("look for a kernel in the image"):
                 need_kernel(source)
         if options.dry_run:
-            return plan.describe().rstrip("\n")
-        return _apply(plan, source)
-
-
-def _apply(plan: InstallPlan, source: ImageSource) -> str:
-    _log.info("Installing image: %s", plan.image.reference)
-    _log.info("Digest: %s", plan.image.digest)
-    _log.info("Bootloader: %s", plan.bootloader)
-    done = apply_install(plan, source, on_progress=progress_reporter(plan.image.download_size))
-    return f"Installed: {done.image} {done.digest} (deployment {done.deployment})"
-
-
-def progress_reporter(total: int) -> OnProgress:
-    """Says every few seconds how many of the `total` bytes of the layers are read."""
-    last = time.monotonic()
-    fetched: dict[str, int] = {}
-
-    def report(event: Event) -> None:
-        nonlocal last
-        if not isinstance(event, Progress):
-            return
-        fetched[event.id] = event.fetched
-        now = time.monotonic()
-        if now - last >= _PROGRESS_EVERY:
-            last = now
-            done = sum(fetched.values())
-            _log.info("  %d %%, %s", 100 * done // max(total, 1), show_size(done))
-
-    return report
+            return Result(plan=plan, installed=None)
+        _log.info("Installing image: %s", plan.image.reference)
+        _log.info("Digest: %s", plan.image.digest)
+        _log.info("Bootloader: %s", plan.bootloader)
+        told = Observers([ProgressLog(), *([observer] if observer else [])])
+        return Result(plan=plan, installed=apply_install(plan, source, observer=told))
 
 
 def find_source(options: InstallOptions) -> tuple[ImageReference, ImageReference]:

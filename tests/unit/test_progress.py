@@ -15,7 +15,14 @@ import pytest
 
 from bootc.composefs.progress import Done, Message, Progress, Skipped, Started
 from bootc.deploy import progress, update
-from bootc.deploy.progress import Observers, ProgressLog, ProgressWriter, Stage
+from bootc.deploy.progress import (
+    INSTALLING,
+    UPDATING,
+    Observers,
+    ProgressLog,
+    ProgressWriter,
+    Stage,
+)
 from bootc.errors import BootcError
 from bootc.oci.layout import open_source
 from bootc.oci.reference import parse_imgref
@@ -148,12 +155,38 @@ def test_the_reader_goes_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     reader, writer = os.pipe()
     with ProgressWriter(writer) as told:
         os.close(reader)
-        for stage in Stage:
+        for stage in (Stage.PULLING, Stage.IMPORTING, *UPDATING):
             told.stage(stage)
         told.end()
     assert [record.getMessage() for record in caplog.records] == [
         "progress is not reported any more: Broken pipe"
     ]
+
+
+def test_a_whole_install(tmp_path: Path) -> None:
+    reference = write_layout(tmp_path, TARS)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, encoding="utf-8") as file:
+        with (
+            ProgressWriter(writer, steps=INSTALLING, clock=stopped) as told,
+            open_source(reference) as source,
+        ):
+            told.begin(source)
+            for stage in (Stage.PREPARING, Stage.PULLING, Stage.IMPORTING, *INSTALLING[1:]):
+                told.stage(stage)
+            told.end()
+        records = [json.loads(line) for line in file]
+    for record in records:
+        jsonschema.validate(record, SCHEMA, cls=jsonschema.Draft202012Validator)
+    steps = [(one["task"], one["steps"], one["stepsTotal"]) for one in records[1:]]
+    assert steps == [
+        *[("staging", 0, 3), ("staging", 1, 3)],
+        *[("pulling", 0, 2), ("pulling", 0, 2)],
+        *[("importing", 0, 1), ("importing", 1, 1)],
+        *[("staging", 1, 3), ("staging", 2, 3), ("staging", 2, 3), ("staging", 3, 3)],
+    ]
+    names = [one["subtask"] for one in records[-1]["subtasks"]]
+    assert names == ["preparing", "deploying", "finalizing"]
 
 
 def test_nothing_is_written_before_the_first_event() -> None:

@@ -25,7 +25,7 @@ from bootc.deploy import state, update
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.delete import delete_deployment
 from bootc.deploy.finalize import finalize_staged
-from bootc.deploy.progress import Observer, Stage
+from bootc.deploy.progress import UPDATING, Observer, Stage
 from bootc.deploy.rollback import rollback
 from bootc.deploy.update import UpgradeOptions
 from bootc.errors import BootcError, chain_text, find_hint
@@ -255,7 +255,7 @@ def test_ctrl_c_stages_nothing(machines: dict[str, MockMachine], tmp_path: Path)
             if self._at is None:
                 raise KeyboardInterrupt
 
-    for number, at in enumerate([None, *list(Stage)[:-1]]):
+    for number, at in enumerate([None, Stage.PULLING, Stage.IMPORTING, *UPDATING[:-1]]):
         machine = machines["fresh"].copied(tmp_path / str(number))
         with pytest.raises(KeyboardInterrupt):
             update.upgrade(machine.sysroot, NOTHING, observer=Impatient(at))
