@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from bootc import fs, process
+from bootc.errors import ProcessError
 from bootc.podman.launch import RUNROOT, launch_argv
 
 ALIAS = "/run/bootc/storage"
@@ -44,7 +45,15 @@ class Podman:
     ) -> process.Completed:
         """Run it to its end. Raises `ProcessError`."""
         argv = [*self.argv, *words]
-        return process.run(argv, timeout=timeout, check=check, env=self.env, pass_fds=self.fds)
+        try:
+            return process.run(argv, timeout=timeout, check=check, env=self.env, pass_fds=self.fds)
+        except ProcessError as error:
+            reason = None
+            if error.status is None:
+                reason = f"no end after {timeout:.0f} s"
+            raise ProcessError(
+                ["podman", *words], error.status, error.stderr, reason=reason
+            ) from None
 
 
 def need_podman() -> str:

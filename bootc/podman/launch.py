@@ -51,9 +51,12 @@ def main(argv: Sequence[str]) -> None:
         if os.getppid() != parent:
             # It ended before we asked to be told.
             os._exit(_STOLEN)
+        # Of what is open only the working folder comes along into the namespace.
+        os.fchdir(storage_fd)
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
-        libc.mount(f"/proc/self/fd/{storage_fd}", alias, None, libc.MS_BIND)
+        libc.mount(".", alias, None, libc.MS_BIND)
+        os.chdir("/")
         os.dup2(runroot_fd, RUNROOT, inheritable=True)
         os.close(storage_fd)
         os.execv(program[0], program)
