@@ -156,6 +156,11 @@ class StreamReader:
         self._base = 0
         self._left = 0
 
+    @property
+    def unread(self) -> int:
+        """The bytes that are left of the `Data` chunk that came last."""
+        return self._left
+
     def offset(self) -> int:
         """The offset in the stream of what is read next."""
         return self._base + self._at

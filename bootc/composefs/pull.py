@@ -120,7 +120,7 @@ def import_tar(
     `diff_id`; nothing is published then.
     """
     content_id = layer_content_id(diff_id)
-    with WriterPool(repo.writable_objects(), _writers()) as pool:
+    with WriterPool(repo.writable_objects(), writer_count()) as pool:
         layer = import_layer(
             tar,
             pool,
@@ -129,7 +129,7 @@ def import_tar(
             diff_id=diff_id,
             size=None,
             compression=Compression.NONE,
-            unpacked_max=_unpacked_max(repo, unpacked_max),
+            unpacked_max=space_for_layer(repo, unpacked_max),
         )
     digest = repo.write_stream(content_id, layer.stream)
     if name is not None:
@@ -137,11 +137,13 @@ def import_tar(
     return digest
 
 
-def _writers() -> int:
+def writer_count() -> int:
+    """How many threads write objects."""
     return min(len(os.sched_getaffinity(0)), WRITERS_MAX)
 
 
-def _unpacked_max(repo: Repository, wanted: int | None) -> int:
+def space_for_layer(repo: Repository, wanted: int | None) -> int:
+    """What a layer may unpack to: `wanted`, or the size of the repository's file system."""
     if wanted is not None:
         return wanted
     space = os.fstatvfs(repo.fd)
@@ -210,12 +212,12 @@ def _pull_layers(
             report(Skipped(id=item.id))
     stats = PullStats()
     if todo:
-        limit = _unpacked_max(repo, unpacked_max)
+        limit = space_for_layer(repo, unpacked_max)
         at_once = readers or min(len(os.sched_getaffinity(0)), READERS_MAX)
         store = repo.writable_objects()
         before = repo.counts()
         inlined = streams = 0
-        with WriterPool(store, _writers()) as pool:
+        with WriterPool(store, writer_count()) as pool:
             fetch = Fetch(source, pool, repo.algorithm, limit, report)
             with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:
