@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bootc.varlink.message import VarlinkError as VarlinkError
     from bootc.varlink.server import Server as Server
     from bootc.varlink.server import serve as serve
+    from bootc.varlink.server import serving as serving
     from bootc.varlink.service import Call as Call
     from bootc.varlink.service import Cancelled as Cancelled
     from bootc.varlink.service import ClientGoneError as ClientGoneError
@@ -39,7 +40,7 @@ _HOMES = {
     "bootc.varlink.client": ("Client", "Upgraded"),
     "bootc.varlink.idl": ("Interface", "parse"),
     "bootc.varlink.message": ("FdList", "Reply", "VarlinkError"),
-    "bootc.varlink.server": ("Server", "serve"),
+    "bootc.varlink.server": ("Server", "serve", "serving"),
     "bootc.varlink.service": (
         "Call",
         "Cancelled",

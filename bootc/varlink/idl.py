@@ -88,6 +88,7 @@ class _Parser:
         self._text = text
         self._source = source
         self._named: list[tuple[Named, int]] = []
+        self._type_places: dict[str, int] = {}
         # The tokens, their places, and whether a line ended (or the text began) before each.
         self._tokens: list[str] = []
         self._places: list[int] = []
@@ -196,6 +197,7 @@ class _Parser:
         if kind == "error":
             made.errors[name] = self._struct()
         else:
+            self._type_places[name] = place
             made.types[name] = self._composite(1)
 
     def _struct(self) -> Struct:
@@ -276,4 +278,4 @@ class _Parser:
             if name not in done:
                 done.add(name)
                 if endless := visit(target, (name,)):
-                    self._refuse(self._text.find(endless), f"type {endless} holds itself")
+                    self._refuse(self._type_places[endless], f"type {endless} holds itself")

@@ -100,7 +100,7 @@ class FdList:
 
 
 class Reply:
-    """A reply: parameters, file descriptors, and whether more replies follow.
+    """A reply: parameters (a JSON object), file descriptors, and whether more replies follow.
 
     The server gives the descriptors away: it closes them when they are sent, and also when they
     can't be. Who receives a reply owns its `fds`.
@@ -115,7 +115,7 @@ class Reply:
         *,
         continues: bool = False,
     ) -> None:
-        self.parameters: dict[str, Any] = dict(parameters or {})
+        self.parameters: Any = dict(parameters or {})
         self.fds = fds if isinstance(fds, FdList) else FdList(fds)
         self.continues = continues
 

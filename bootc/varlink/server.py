@@ -20,7 +20,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bootc.varlink.message import FdList, VarlinkError, encode
 from bootc.varlink.service import ClientGoneError, Connection, Service
@@ -334,3 +335,22 @@ def serve(
     """Serve on listening sockets, connections or both, as `Server.run` does."""
     given = [sockets] if isinstance(sockets, socket.socket) else list(sockets)
     Server(service, given, limits=limits, idle=idle).run()
+
+
+@contextmanager
+def serving(
+    service: Service,
+    sockets: socket.socket | Sequence[socket.socket],
+    *,
+    limits: Limits | None = None,
+) -> Iterator[Server]:
+    """A server in a thread of this process, for as long as the block."""
+    given = [sockets] if isinstance(sockets, socket.socket) else list(sockets)
+    server = Server(service, given, limits=limits)
+    thread = threading.Thread(target=server.run, name="varlink-server")
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()

@@ -230,7 +230,11 @@ class Connection:
 
 
 class Call:
-    """One call, as its handler sees it. `fds` closes what the handler doesn't take."""
+    """One call, as its handler sees it. `fds` closes what the handler doesn't take.
+
+    `parameters` is a JSON object of the type that the interface says; `typed` makes types of it for
+    a type checker.
+    """
 
     __slots__ = (
         "cancelled",
@@ -246,7 +250,7 @@ class Call:
     def __init__(
         self,
         method: str,
-        parameters: dict[str, Any],
+        parameters: Any,
         fds: FdList,
         connection: Connection,
         cancelled: Cancelled,

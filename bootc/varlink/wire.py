@@ -17,6 +17,7 @@ import array
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -224,6 +225,8 @@ def bind(path: str, *, mode: int = 0o600, backlog: int = 512) -> socket.socket:
 
 
 def _is_dead(path: str) -> bool:
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         try:
             probe.connect(path)
