@@ -30,7 +30,7 @@ from vmtests.image import BuiltImage
 from vmtests.machine import Machine, start_machine
 from vmtests.options import BcvkInstallOpts
 from vmtests.qcow2 import make_qcow2
-from vmtests.readiness import FAST_ARGS, KERNEL_ARGS
+from vmtests.readiness import FAST_ARGS, KERNEL_ARGS, NO_POLICY_ARGS
 from vmtests.tree import OCI_TAG, ImageTree, exported
 
 _log = logging.getLogger(__name__)
@@ -66,10 +66,14 @@ def disk_inputs(image: BuiltImage, opts: BcvkInstallOpts) -> Inputs:
 def installer_argv(opts: BcvkInstallOpts) -> list[str]:
     """The installer's command line in the guest."""
     argv = ["bootc", "install", "to-disk", *opts.install_args()]
-    argv += [f"--karg={karg}" for karg in (*KERNEL_ARGS, *FAST_ARGS) if karg not in opts.kargs]
+    argv += [f"--karg={karg}" for karg in _kernel_args(opts) if karg not in opts.kargs]
     argv += ["--generic-image", "--source-imgref", f"oci:/run/layout/oci:{OCI_TAG}"]
     argv += ["--target-transport", "containers-storage", "--target-imgref", opts.base_img]
     return [*argv, _TARGET]
+
+
+def _kernel_args(opts: BcvkInstallOpts) -> tuple[str, ...]:
+    return (*KERNEL_ARGS, *FAST_ARGS, *(() if opts.base else NO_POLICY_ARGS))
 
 
 def tree_spec(
@@ -83,7 +87,7 @@ def tree_spec(
         boot=DirectKernel(
             kernel=tree.kernel,
             initrd=tree.initrd,
-            cmdline=" ".join(("root=/dev/vda rw", *KERNEL_ARGS, *FAST_ARGS)),
+            cmdline=" ".join(("root=/dev/vda rw", *_kernel_args(opts))),
         ),
         console=scratch / "console.log",
         disks=(Disk(path=root, format=DiskFormat.QCOW2),),

@@ -249,6 +249,7 @@ class _Waiting:
         """Return when the first command has run; raises `MachineStuck`."""
         key, port = self.machine.lease.key, self.machine.lease.port
         door = None if key is None or port is None else ssh.Door(port)
+        hurried = False
         try:
             while True:
                 self.check_health()
@@ -258,6 +259,9 @@ class _Waiting:
                         return
                     time.sleep(_POLL)
                     continue
+                if self.console.reader.sshd and not hurried:
+                    hurried = True
+                    door.hurry()
                 opened = door.poll(_POLL)
                 if opened is not None and self.try_login(opened):
                     return

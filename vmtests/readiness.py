@@ -39,12 +39,13 @@ FAST_ARGS = (
     "mitigations=off",
     "audit=0",
     "8250.nr_uarts=1",
+    # udev handles a renamed interface twice, and networkd waits for it: a second of each boot.
+    "net.ifnames=0",
     "cryptomgr.notests",
     "no_timer_check",
     "tsc=reliable",
     "init_on_alloc=0",
-    # Hooks and accounting in every fork, open and page fault; nothing here is confined or limited.
-    "apparmor=0",
+    # Accounting in every fork and page fault; nothing here is limited.
     "cgroup_disable=memory",
     # systemd waits for a grace period with each cgroup and sandbox it makes.
     "rcupdate.rcu_expedited=1",
@@ -56,6 +57,10 @@ FAST_ARGS = (
     "crc32_pclmul,sha1_ssse3,sha256_ssse3,sha512_ssse3,vmw_vmci,efi_pstore",
 )
 """Not needed, but worth almost half of a boot under TCG."""
+
+NO_POLICY_ARGS = ("lsm=lockdown,yama,landlock",)
+"""For images without a policy (our own base): no AppArmor, SELinux and BPF hooks in every fork,
+open and page fault, and no program for the kernel to verify when systemd finds the BPF ones."""
 
 CONSOLE_LINES = 20
 
@@ -171,6 +176,7 @@ _SIGNS: tuple[tuple[Stage, re.Pattern[str]], ...] = (
     (Stage.FIRMWARE, re.compile(r"BdsDxe: |systemd-boot|GNU GRUB|SeaBIOS|iPXE|boot\.c:")),
 )
 
+_SSHD = re.compile(r"(?:Started|Listening on) sshd?\.(?:service|socket)")
 _RESTARTED = re.compile(r"Linux version \d|BdsDxe: |systemd-boot|GNU GRUB|^Welcome to ")
 
 _DOOMS: tuple[tuple[Doom, re.Pattern[str]], ...] = (
@@ -213,6 +219,8 @@ class ConsoleReader:
     doom_line: str = ""
     prompt: bool = False
     """Whether a login prompt was seen."""
+    sshd: bool = False
+    """Whether systemd said that it started an sshd."""
     powered_off: bool = False
     """Whether the kernel said that it powers the machine off."""
     shutting_down: bool = False
@@ -237,6 +245,7 @@ class ConsoleReader:
                 return
             self.shutting_down = False
         self.prompt = self.prompt or line.endswith("login: ")
+        self.sshd = self.sshd or _SSHD.search(line) is not None
         for stage, pattern in _SIGNS:
             if stage.rank <= self.stage.rank:
                 return

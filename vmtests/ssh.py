@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import select
 import shlex
@@ -133,6 +134,10 @@ class Door:
             self._give_up(knock)
             self._last = min(self._last, now - self.INTERVAL + 0.3)
         return None
+
+    def hurry(self) -> None:
+        """Knock at the next `poll`: something tells that sshd is there now."""
+        self._last = -math.inf
 
     def _knock(self) -> None:
         with suppress(OSError):

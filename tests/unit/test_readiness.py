@@ -83,6 +83,22 @@ def test_login_prompt_is_seen_without_its_newline() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "[\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh.service\x1b[0m - OpenBSD Secure Shell",
+        "[  OK  ] Started sshd.service - OpenSSH server daemon.",
+        "[  OK  ] Listening on sshd.socket - OpenSSH Server Socket.",
+    ],
+)
+def test_the_start_of_an_sshd_is_seen(line: str) -> None:
+    reader = ConsoleReader()
+    reader.feed("         Starting ssh.service - OpenBSD Secure Shell server...\r\n")
+    assert not reader.sshd
+    reader.feed(f"{line}\r\n")
+    assert reader.sshd
+
+
+@pytest.mark.parametrize(
     ("text", "doom"),
     [
         (PANIC, Doom.PANIC),

@@ -73,6 +73,19 @@ def test_a_refused_knock_is_repeated_soon(listener: socket.socket) -> None:
         pytest.fail("no second knock")
 
 
+def test_a_hurried_door_knocks_beside_the_knock_that_waits(listener: socket.socket) -> None:
+    listener.settimeout(10)
+    with closing(ssh.Door(listener.getsockname()[1])) as door:
+        assert door.poll(0.01) is None
+        door.hurry()
+        assert door.poll(0.01) is None
+        with listener.accept()[0], listener.accept()[0] as second:
+            second.sendall(b"SSH-2.0-test\r\n")
+            opened = door.poll(5.0)
+            assert opened is not None
+            opened.close()
+
+
 def test_nobody_listening_is_no_error() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
