@@ -486,6 +486,8 @@ class _Run:
         if isinstance(answer, Reply):
             self._reply(answer, continues=False)
             return answer if isinstance(answer, Upgrade) else None
+        if not hasattr(answer, "send"):
+            raise TypeError("the handler gave no reply")
         try:
             while True:
                 try:
