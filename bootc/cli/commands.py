@@ -118,6 +118,8 @@ def _install_options(arguments: Namespace) -> InstallOptions:
         disable_selinux=arguments.disable_selinux,
         enforce_sigpolicy=arguments.enforce_container_sigpolicy,
         dry_run=arguments.dry_run,
+        unified_storage=arguments.experimental_unified_storage,
+        allow_copy=arguments.allow_copy,
     )
 
 
@@ -125,7 +127,6 @@ def _refuse_unwritten(arguments: Namespace) -> None:
     """Options that bootc has and this release does not honour are refused, never ignored."""
     given = {
         "--run-fetch-check": arguments.run_fetch_check,
-        "--experimental-unified-storage": arguments.experimental_unified_storage,
         "--disable-selinux": arguments.disable_selinux,
         "--bound-images pull": arguments.bound_images == "pull",
         "--stateroot": arguments.stateroot not in (None, "default"),
@@ -209,6 +210,12 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "composefs-finalize-staged": _later("lifecycle", "finalize_staged"),
     "usr-overlay": _later("upkeep", "usr_overlay"),
     "config-diff": _later("upkeep", "config_diff"),
+    "image.list": _later("image", "list_images"),
+    "image.copy-to-storage": _later("image", "copy_to_storage"),
+    "image.set-unified": _later("image", "set_unified"),
+    "image.pull-from-default-storage": _later("image", "pull_from_default_storage"),
+    "image.cmd": _later("image", "command"),
+    "image.cmd.pull": _later("image", "pull"),
     "install.to-disk": install_to_disk,
     "install.to-filesystem": install_to_filesystem,
     "install.print-configuration": print_configuration,

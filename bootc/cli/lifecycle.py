@@ -28,7 +28,7 @@ def opened() -> AbstractContextManager[Sysroot]:
 
 
 @contextmanager
-def _observer(arguments: Namespace) -> Iterator[Observer]:
+def observed(arguments: Namespace) -> Iterator[Observer]:
     """Who is told of the progress: people, unless `--quiet`, and the reader of `--progress-fd`."""
     from bootc.deploy.progress import (
         Observers,
@@ -57,7 +57,7 @@ def upgrade(arguments: Namespace) -> None:
         from_downloaded=arguments.from_downloaded,
         tag=arguments.tag,
     )
-    with _observer(arguments) as observer:
+    with observed(arguments) as observer:
         if options.check:
             with open_booted(writable=False) as sysroot:
                 _say(update.upgrade(sysroot, options, observer=observer))
@@ -72,17 +72,17 @@ def upgrade(arguments: Namespace) -> None:
 
 def switch(arguments: Namespace) -> None:
     from bootc.deploy import restart, update
+    from bootc.deploy.unified import Unify
 
-    if arguments.experimental_unified_storage:
-        raise BootcError("--experimental-unified-storage cannot be done yet", hint="leave it out")
+    unify = Unify(wanted=arguments.experimental_unified_storage, allow_copy=arguments.allow_copy)
     target = _target(arguments)
-    with _observer(arguments) as observer:
+    with observed(arguments) as observer:
         wanted = _soft_reboot(arguments)
         with opened() as sysroot:
             if arguments.mutate_in_place:
                 outcome = update.switch_in_place(sysroot, target)
             else:
-                outcome = update.switch(sysroot, target, observer=observer)
+                outcome = update.switch(sysroot, target, observer=observer, unify=unify)
             soft = restart.prepare_staged(wanted, sysroot, outcome)
     _say(outcome)
     _restart(arguments, restart.FOR_UPDATE, ready=outcome.ready, soft=soft)
@@ -153,7 +153,7 @@ def edit(arguments: Namespace) -> None:
     if what is None:
         render.say(edits.CANCELLED)
         return
-    with _observer(arguments) as observer, opened() as sysroot:
+    with observed(arguments) as observer, opened() as sysroot:
         if what == "order":
             lines = roll_back(sysroot).lines
         else:

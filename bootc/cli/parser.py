@@ -18,14 +18,13 @@ Namespace = argparse.Namespace
 NOT_YET = (
     "loader-entries",
     "container",
-    "image",
     "exec-in-host-mount-namespace",
     "state",
     "completion",
 )
 """Verbs of bootc that this release does not have; their options are not looked at."""
 
-_VISIBLE_NOT_YET = ("loader-entries", "container", "image")
+_VISIBLE_NOT_YET = ("loader-entries", "container")
 NOT_YET_INSTALL = ("to-existing-root", "reset", "finalize", "ensure-completion")
 NOT_YET_INTERNALS = (
     "systemd-generator",
@@ -67,6 +66,8 @@ def _check_conflicts(found: Namespace) -> None:
             if getattr(found, one) and getattr(found, other):
                 names = [f"--{name.replace('_', '-')}" for name in (one, other)]
                 build().error(f"argument {names[0]}: not allowed with argument {names[1]}")
+    if found.verb == "switch" and found.allow_copy and not found.experimental_unified_storage:
+        build().error("argument --allow-copy: needs --experimental-unified-storage")
     if found.verb == "internals.prep-soft-reboot" and found.reset == bool(found.deployment):
         build().error("prep-soft-reboot: give either DEPLOYMENT or --reset")
     if found.verb == "status" and found.booted and found.sysroot is not None:
@@ -74,6 +75,8 @@ def _check_conflicts(found: Namespace) -> None:
     if found.verb.startswith("install.to-"):
         if found.target_transport and not found.target_imgref:
             build().error("argument --target-transport: needs --target-imgref")
+        if found.allow_copy and not found.experimental_unified_storage:
+            build().error("argument --allow-copy: needs --experimental-unified-storage")
         if found.uki_addon and not found.composefs_backend:
             build().error("argument --uki-addon: needs --composefs-backend")
 
@@ -87,13 +90,19 @@ def build(verb: str | None = None) -> argparse.ArgumentParser:
     )
     top.add_argument("-V", "--version", action="version", version=f"bootc {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    one = {"status": _add_status, "install": _add_install, "internals": _add_internals}
+    one = {
+        "status": _add_status,
+        "image": _add_image,
+        "install": _add_install,
+        "internals": _add_internals,
+    }
     if verb in one:
         one[verb](verbs)
         return top
     _add_status(verbs)
     _add_updates(verbs)
     _add_upkeep(verbs)
+    _add_image(verbs)
     _add_install(verbs)
     _add_internals(verbs)
     for name in NOT_YET:
@@ -167,7 +176,7 @@ def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     one.add_argument("--mutate-in-place", action="store_true", help=argparse.SUPPRESS)
     one.add_argument("--retain", action="store_true", help="accepted; nothing is dropped anyway")
-    one.add_argument("--experimental-unified-storage", action="store_true", help=argparse.SUPPRESS)
+    _add_unified(one)
     _add_telling(one)
     one.set_defaults(verb="switch")
     one = verbs.add_parser(
@@ -204,6 +213,58 @@ def _add_applying(one: argparse.ArgumentParser) -> None:
 def _add_telling(one: argparse.ArgumentParser) -> None:
     one.add_argument("--quiet", action="store_true", help="no progress")
     one.add_argument("--progress-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+
+
+def _add_unified(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--experimental-unified-storage",
+        action="store_true",
+        help="pull into bootc's container storage, and share the files with the repository",
+    )
+    _add_allow_copy(one)
+
+
+def _add_allow_copy(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--allow-copy",
+        action="store_true",
+        help="unified storage on a file system without reflinks: store each file twice",
+    )
+
+
+def _add_image(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    image = verbs.add_parser("image", help="images in bootc's container storage, and out of it")
+    kinds = image.add_subparsers(metavar="KIND", required=True)
+    one = kinds.add_parser("list", help="of deployments, and in the storage", allow_abbrev=False)
+    one.add_argument("--type", choices=("all", "logical", "host"), default="all")
+    one.add_argument("--format", choices=("table", "json"), default="table")
+    one.set_defaults(verb="image.list")
+    one = kinds.add_parser(
+        "copy-to-storage", help="a deployed image, for podman", allow_abbrev=False
+    )
+    one.add_argument("--source", metavar="REF", help="as in `bootc status` (the booted one)")
+    one.add_argument("--target", metavar="NAME", default="localhost/bootc")
+    one.set_defaults(verb="image.copy-to-storage")
+    one = kinds.add_parser(
+        "set-unified", help="bring the booted image into the storage", allow_abbrev=False
+    )
+    _add_allow_copy(one)
+    _add_telling(one)
+    one.set_defaults(verb="image.set-unified")
+    one = kinds.add_parser(
+        "pull-from-default-storage", help="copy an image of podman's", allow_abbrev=False
+    )
+    one.add_argument("image", metavar="IMAGE")
+    one.set_defaults(verb="image.pull-from-default-storage")
+    command = kinds.add_parser("cmd", help="`podman image …` in bootc's container storage")
+    words = command.add_subparsers(metavar="COMMAND", required=True)
+    for name in ("list", "build", "push"):
+        one = words.add_parser(name, add_help=False)
+        one.add_argument("words", nargs=argparse.REMAINDER, metavar="…")
+        one.set_defaults(verb="image.cmd", command=name)
+    one = words.add_parser("pull", allow_abbrev=False)
+    one.add_argument("images", nargs="+", metavar="IMAGE")
+    one.set_defaults(verb="image.cmd.pull")
 
 
 def _add_upkeep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -292,7 +353,7 @@ def _add_shared(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--run-fetch-check", action="store_true", help="not yet")
     one.add_argument("--skip-fetch-check", action="store_true", help="the default")
-    one.add_argument("--experimental-unified-storage", action="store_true", help=argparse.SUPPRESS)
+    _add_unified(one)
     one.add_argument("--disable-selinux", action="store_true", help="not yet")
     one.add_argument("--karg", action="append", default=[], metavar="ARG", help="a kernel argument")
     one.add_argument(

@@ -11,9 +11,10 @@ repaired. From this follows what goes:
 2. folders `EFI/Linux/bootc_composefs-…` that no entry starts a kernel from;
 3. folders of `state/deploy` without an entry;
 4. tags `localhost/bootc-<manifest digest>` of images that are of no deployment. The tags of those
-   that are are made where they are missing. Other tags are left alone, and so are the images of
-   bootc's container storage;
-5. what in the repository nothing leads to any more.
+   that are are made where they are missing. Other tags are left alone;
+5. what in the repository nothing leads to any more;
+6. images of bootc's container storage that were pulled for deployments which are gone
+   (`stored_images`).
 
 It happens in this order, each step durable before the next, and each only removes what the steps
 before it left without a name: so an interruption leaves nothing that dangles. If the booted
@@ -37,8 +38,10 @@ from bootc.composefs.stored import manifest_content_id
 from bootc.deploy import legacy, messages, state
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.state import Staged
+from bootc.deploy.stored_images import NO_IMAGES, StoragePlan, apply_storage, plan_storage
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments, read_menu
-from bootc.errors import BootcError
+from bootc.deploy.unified import find_unified_storage
+from bootc.errors import BootcError, chain_text
 from bootc.log import step
 
 _log = logging.getLogger(__name__)
@@ -64,12 +67,18 @@ class CleanupPlan:
     tags_made: tuple[str, ...] = ()
     tags_removed: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
+    storage: StoragePlan = NO_IMAGES
 
     @property
     def removes(self) -> bool:
         """Whether anything outside of the repository's objects goes."""
         return bool(
-            self.staged_menu or self.staged_mark or self.kernels or self.states or self.tags_removed
+            self.staged_menu
+            or self.staged_mark
+            or self.kernels
+            or self.states
+            or self.tags_removed
+            or self.storage.removes
         )
 
     def describe(self) -> list[str]:
@@ -77,6 +86,7 @@ class CleanupPlan:
         lines = [f"Kernel: {name}" for name in self.kernels]
         lines += [f"State: {name}" for name in self.states]
         lines += [f"Tag: {name}" for name in self.tags_removed]
+        lines += self.storage.describe()
         if self.staged_menu:
             lines.insert(0, f"Staged menu: {paths.ENTRIES_STAGED}")
         if self.staged_mark:
@@ -118,6 +128,8 @@ def clean_up(
         collected = collect_garbage(
             repo, roots=plan.roots, ignore=plan.tags_removed, dry_run=only_look
         )
+    if not only_look:
+        _apply_storage(plan.storage, sysroot)
     return _checked(CleanupResult(plan=plan, collected=collected), assert_no_op)
 
 
@@ -187,7 +199,21 @@ def plan_cleanup(sysroot: Sysroot, repo: Repository) -> CleanupPlan:
             *(name for name in sorted(alive) if _has_image(repo, name)),
             *(manifest_content_id(digest) for digest in manifests),
         ),
+        storage=NO_IMAGES if doubtful else _plan_storage(sysroot, live),
     )
+
+
+def _plan_storage(sysroot: Sysroot, live: Iterable[Deployment]) -> StoragePlan:
+    """Nothing, with a warning, when a deployment's image isn't known, or the storage is damaged."""
+    origins = [one.origin for one in live]
+    try:
+        storage = find_unified_storage(sysroot)
+        if storage is None or None in origins:
+            return NO_IMAGES
+        return plan_storage(storage.images(), [one for one in origins if one is not None])
+    except (BootcError, OSError) as error:
+        _log.warning("bootc's container storage is left as it is: %s", chain_text(error))
+        return NO_IMAGES
 
 
 def _is_ours(sysroot: Sysroot, name: str) -> bool:
@@ -320,6 +346,12 @@ def apply_cleanup(plan: CleanupPlan, sysroot: Sysroot, repo: Repository) -> None
         fs.sync_directory(folder)
     for tag in plan.tags_removed:
         repo.untag(tag)
+
+
+def _apply_storage(plan: StoragePlan, sysroot: Sysroot) -> None:
+    storage = find_unified_storage(sysroot) if plan != NO_IMAGES else None
+    if storage is not None:
+        apply_storage(plan, storage)
 
 
 def apply_kernels(plan: CleanupPlan, sysroot: Sysroot) -> None:

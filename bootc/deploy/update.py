@@ -31,6 +31,7 @@ from bootc.deploy.stage import (
 )
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Sysroot, read_origin
+from bootc.deploy.unified import Unify, through_storage
 from bootc.errors import BootcError, advised
 from bootc.log import show_size
 from bootc.oci.layout import ImageSource
@@ -265,13 +266,8 @@ def upgrade(
             same = facts.staged is not None and facts.staged.digest == offer.digest
             return _relock(sysroot, facts if same else replace(facts, staged=None), plan)
         try:
-            made = stage(
-                sysroot,
-                source,
-                target,
-                locked=plan.locked,
-                observer=observer,
-            )
+            with _image_to_stage(sysroot, facts, target, source, observer) as (found, tell):
+                made = stage(sysroot, found, target, locked=plan.locked, observer=tell)
         except SameImageError as error:
             return _same_upgrade(target, error)
     return _finish(sysroot, made, offer.layers, messages.STAGE, observer)
@@ -283,8 +279,11 @@ def switch(
     *,
     open_image: OpenImage = open_image,
     observer: Observer | None = None,
+    unify: Unify | None = None,
 ) -> Outcome:
-    """Follow another image. Raises `SameImageError` if one is deployed that is the same."""
+    """Follow another image, by bootc's container storage if that is in use or `unify` wants it.
+
+    Raises `SameImageError` if one is deployed that is the same."""
     facts = read_facts(sysroot)
     plan = decide_switch(facts, target)
     if plan.action is Action.NOTHING:
@@ -293,7 +292,8 @@ def switch(
         layers = compare_layers(_read_booted_manifest(sysroot, facts), source.manifest)
         try:
             _refuse_same_manifest(sysroot, source)
-            made = stage(sysroot, source, target, observer=observer)
+            with _image_to_stage(sysroot, facts, target, source, observer, unify) as (found, tell):
+                made = stage(sysroot, found, target, observer=tell)
         except SameImageError as error:
             hint = _instead(error.role, target)
             raise SameImageError(error.existing, error.role, hint=hint) from None
@@ -314,6 +314,26 @@ def switch_in_place(sysroot: Sysroot, target: ImageReference) -> Outcome:
     state.write_origin(sysroot.root, booted, replace(origin, image=target))
     machine.announce(sysroot)
     return Outcome(lines=(f"Updates will come from: {target.imgref}",), changed=True, ready=False)
+
+
+def _image_to_stage(
+    sysroot: Sysroot,
+    facts: Facts,
+    target: ImageReference,
+    source: ImageSource,
+    observer: Observer | None,
+    unify: Unify | None = None,
+) -> AbstractContextManager[tuple[ImageSource, Observer]]:
+    """The image as it is offered, or, on a unified system, as bootc's storage has it then."""
+    booted = facts.booted
+    return through_storage(
+        sysroot,
+        target,
+        source,
+        observer or Observer(),
+        booted=(booted.image, booted.digest) if booted else None,
+        unify=unify,
+    )
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class RootFilesystem(StrEnum):
         """Whether files on it can have fs-verity."""
         return self is not RootFilesystem.XFS
 
+    @property
+    def has_reflinks(self) -> bool:
+        """Whether files on it can share extents."""
+        return self is not RootFilesystem.EXT4
+
 
 class BlockSetup(StrEnum):
     DIRECT = "direct"
@@ -53,6 +58,8 @@ class InstallOptions:
     disable_selinux: bool = False
     enforce_sigpolicy: bool = False
     dry_run: bool = False
+    unified_storage: bool = False
+    allow_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

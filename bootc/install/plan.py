@@ -13,6 +13,7 @@ from uuid import UUID
 from bootc import process
 from bootc.boot import esp, systemd_boot
 from bootc.deploy.image import ImageFacts
+from bootc.deploy.unified import NOT_UNIFIED, Unify, can_share
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
 from bootc.install.config import InstallConfig
@@ -29,6 +30,7 @@ from bootc.linux import blockdev
 from bootc.log import show_size
 from bootc.oci.model import this_platform
 from bootc.oci.reference import CONTAINER_POLICY, ImageReference, parse_imgref
+from bootc.podman.command import need_podman
 from bootc.spec import Bootloader
 
 
@@ -59,6 +61,9 @@ class InstallPlan:
     karg_deletes: tuple[str, ...]
     allow_missing_verity: bool
     root_ssh_authorized_keys: str | None
+    unify: Unify = NOT_UNIFIED
+    fetch_from: ImageReference | None = None
+    """Where the image is read, if that is not what it is called."""
 
     def describe(self) -> str:
         """The plan for people, with a newline at its end."""
@@ -72,6 +77,9 @@ class InstallPlan:
             f"kernel arguments {' '.join((*self.root_kargs, *self.cli_kargs))} "
             f"composefs={'?' * self.allow_missing_verity}<digest>",
         ]
+        if self.unify.wanted:
+            copies = " (each file twice)" if self.unify.allow_copy else ""
+            lines.insert(3, f"  stored in bootc's container storage, too{copies}")
         return "\n".join(lines) + "\n"
 
 
@@ -171,7 +179,26 @@ def _finish_plan(
         karg_deletes=(*config.karg_deletes, *options.karg_deletes),
         allow_missing_verity=allow_missing_verity,
         root_ssh_authorized_keys=options.root_ssh_authorized_keys,
+        unify=_check_unified(options, destination),
     )
+
+
+def _check_unified(options: InstallOptions, destination: DiskPlan | TargetPlan) -> Unify:
+    """Refuse unified storage where podman is missing or files cannot be shared."""
+    if not options.unified_storage:
+        return NOT_UNIFIED
+    need_podman()
+    if not options.allow_copy:
+        if isinstance(destination, TargetPlan):
+            shares, name = can_share(destination.root), f"the file system at {destination.root}"
+        else:
+            shares, name = destination.filesystem.has_reflinks, destination.filesystem.value
+        if not shares:
+            raise BootcError(
+                f"{name} has no reflinks, so with unified storage each file would be stored twice",
+                hint="--allow-copy does that; btrfs and xfs have reflinks",
+            )
+    return Unify(wanted=True, allow_copy=options.allow_copy)
 
 
 def _target_image(

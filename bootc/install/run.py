@@ -26,6 +26,7 @@ from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
 from bootc.deploy.kernel import write_kernel
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin
+from bootc.deploy.unified import through_new_storage
 from bootc.errors import BootcError
 from bootc.install import filesystem as filesystems
 from bootc.install.disk import apply_disk
@@ -117,11 +118,22 @@ def install_into(
     available = os.statvfs(root)
     check_free_space(plan.image, available.f_bavail * available.f_frsize)
     with Repository.init(f"{root}/{paths.REPOSITORY}", secure=secure) as repo:
-        tag = f"{paths.TAG_PREFIX}{plan.image.digest}"
-        reference = plan.image.reference.imgref
-        with step(f"pull {plan.image.reference} ({show_size(plan.image.download_size)})"):
-            tell.stage(Stage.PULLING)
-            pulled = pull(repo, source, reference=reference, tag=tag, on_progress=tell.report)
+        with (
+            step(f"pull {plan.image.reference} ({show_size(plan.image.download_size)})"),
+            through_new_storage(
+                root,
+                plan.fetch_from or plan.image.reference,
+                source,
+                tell,
+                repository=repo.path,
+                names=(plan.image.reference, plan.target_image),
+                unify=plan.unify,
+            ) as (found, told),
+        ):
+            told.stage(Stage.PULLING)
+            tag = f"{paths.TAG_PREFIX}{found.manifest_digest}"
+            reference = plan.image.reference.imgref
+            pulled = pull(repo, found, reference=reference, tag=tag, on_progress=told.report)
         tell.stage(Stage.IMPORTING)
         with step("write the composefs image"):
             made = commit_bootable(repo, pulled)

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bootc import process
 from bootc.deploy.image import ImageFacts, read_facts
@@ -92,7 +92,7 @@ def _install(
             stack.enter_context(one_at_a_time(wait=wait))
         source = stack.enter_context(open_source(reference.imgref))
         facts = read_facts(shown, source.manifest_digest, source.manifest, source.config)
-        plan = make_plan(load_config(), facts)
+        plan = replace(make_plan(load_config(), facts), fetch_from=reference)
         if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
             with step("look for a kernel in the image"):
                 need_kernel(source)

@@ -55,6 +55,13 @@ class Podman:
                 ["podman", *words], error.status, error.stderr, reason=reason
             ) from None
 
+    def pass_through(self, *words: str, timeout: float = 4 * 3600.0) -> int:
+        """Run it with our output; its exit status."""
+        argv = [*self.argv, *words]
+        return process.run(
+            argv, timeout=timeout, check=False, env=self.env, pass_fds=self.fds, capture=False
+        ).status
+
 
 def need_podman() -> str:
     """podman's path. Raises `BootcError` without one."""

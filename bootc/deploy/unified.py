@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Unified storage: images are pulled once, into bootc's own container storage, and the composefs
+repository shares the extents of their files with it.
+
+A system is unified when the image that it follows, or the one that is booted, is in that storage;
+then every later update goes that way, too:
+
+    pull (podman) ─▶ composefs/bootc/storage ─reflinks─▶ composefs/objects ─▶ … as every update
+
+So podman can run what the machine boots, without a second download or copy. That needs a file
+system with reflinks (btrfs, xfs). On others the files would be stored twice, which is done only
+where the user has allowed it: by `--allow-copy`, which is kept as the file
+`composefs/bootc/allow-copy`.
+
+The image keeps the digest that it has at its registry, so updates are found as always.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from bootc import fs
+from bootc.composefs.progress import Done, Event, OnProgress, Progress, Skipped, Started
+from bootc.deploy.progress import Observer, Stage
+from bootc.deploy.sysroot import Sysroot
+from bootc.errors import BootcError, advised, chain_text
+from bootc.linux import reflink
+from bootc.log import show_size, step
+from bootc.oci.layout import ImageSource, open_source
+from bootc.oci.model import read_config, read_manifest
+from bootc.oci.reference import ImageReference
+from bootc.podman.auth import find_auth_file
+from bootc.podman.fetch import Fetched, claim_name, fetch_image, stored_name
+from bootc.podman.pull import Blob, BlobStatus, PullLine, Text
+from bootc.podman.storage import BootcStorage, StoredImage, find_storage, make_storage
+
+_log = logging.getLogger(__name__)
+ALLOW_COPY = "composefs/bootc/allow-copy"
+_PROBE = 1 << 16
+
+OpenStored = Callable[[BootcStorage, StoredImage], AbstractContextManager[ImageSource]]
+Known = tuple[ImageReference, str | None]
+"""An image that a machine knows: its reference, and its manifest's digest where that is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unify:
+    """What the user asked for: to use the storage from now on, and to have files twice for it."""
+
+    wanted: bool = False
+    allow_copy: bool = False
+
+
+NOT_UNIFIED = Unify()
+
+
+def open_stored(storage: BootcStorage, image: StoredImage) -> AbstractContextManager[ImageSource]:
+    """An image of the storage, to be imported."""
+    where = f"[overlay@{storage.path}+{storage.runroot}]"
+    return open_source(f"containers-storage:{where}{image.id}")
+
+
+def find_unified_storage(sysroot: Sysroot) -> BootcStorage | None:
+    """bootc's container storage of this system, or None. Raises `BootcError` if it is damaged."""
+    return find_storage(sysroot.root, run=f"{sysroot.run}/bootc", authfile=find_auth_file())
+
+
+def make_unified_storage(root: str, run: str = "/run") -> BootcStorage:
+    """The storage below a physical root, made if need be."""
+    return make_storage(root, run=f"{run}/bootc", authfile=find_auth_file())
+
+
+def find_stored(
+    images: Iterable[StoredImage], reference: ImageReference, digest: str | None
+) -> StoredImage | None:
+    """The image of a storage that is known by this reference, or by the manifest's digest."""
+    name = stored_name(reference)
+    for image in images:
+        if name is not None and name in image.names:
+            return image
+        if digest is not None and (image.digest == digest or claim_name(digest) in image.names):
+            return image
+    return None
+
+
+def storage_in_use(sysroot: Sysroot, known: Iterable[Known]) -> BootcStorage | None:
+    """The storage, if this system is unified: one of these images is in it."""
+    try:
+        storage = find_unified_storage(sysroot)
+        images = storage.images() if storage is not None else ()
+    except (BootcError, OSError) as error:
+        # An update must not wait until somebody has repaired what it can do without.
+        _log.warning("bootc's container storage is not used: %s", chain_text(error))
+        return None
+    if any(find_stored(images, *one) is not None for one in known):
+        return storage
+    return None
+
+
+@contextmanager
+def through_storage(
+    sysroot: Sysroot,
+    target: ImageReference,
+    offered: ImageSource,
+    observer: Observer,
+    *,
+    booted: Known | None = None,
+    unify: Unify | None = None,
+    open_stored: OpenStored = open_stored,
+) -> Iterator[tuple[ImageSource, Observer]]:
+    """Where the image is to be read from, and who is to be told: as given, if this system isn't
+    unified and is not to be; else out of bootc's storage, where it is pulled to first.
+
+    `offered` is the same image at its source. Raises `BootcError`.
+    """
+    wish = unify or NOT_UNIFIED
+    if wish.wanted:
+        storage = find_unified_storage(sysroot)
+    else:
+        storage = storage_in_use(sysroot, [(target, None), *([booted] if booted else [])])
+        if storage is None:
+            yield offered, observer
+            return
+    permit_copies(sysroot.root, wish.allow_copy)
+    need_sharing(sysroot.root, sysroot.repository)
+    if storage is None:
+        storage = make_unified_storage(sysroot.root, sysroot.run)
+    observer.begin(offered)
+    fetched = fetch(storage, target, offered, observer)
+    with open_stored(storage, fetched.image) as source:
+        yield source, Importing(observer)
+
+
+@contextmanager
+def through_new_storage(
+    root: str,
+    reference: ImageReference,
+    offered: ImageSource,
+    observer: Observer,
+    *,
+    repository: str,
+    names: Iterable[ImageReference],
+    unify: Unify,
+    open_stored: OpenStored = open_stored,
+) -> Iterator[tuple[ImageSource, Observer]]:
+    """The same for an install below the physical root `root`: as given, unless it is `wanted`.
+
+    The image is got as `reference`; in the storage it has those of `names` that are names, too.
+    """
+    if not unify.wanted:
+        yield offered, observer
+        return
+    permit_copies(root, unify.allow_copy)
+    need_sharing(root, repository)
+    storage = make_unified_storage(root)
+    fetched = fetch(storage, reference, offered, observer)
+    for name in map(stored_name, names):
+        if name is not None and name not in fetched.image.names:
+            storage.tag(fetched.image.id, name)
+    with open_stored(storage, fetched.image) as source:
+        yield source, Importing(observer)
+
+
+def fetch(
+    storage: BootcStorage, target: ImageReference, offered: ImageSource, observer: Observer
+) -> Fetched:
+    """Pull the image into the storage; the observer is told of it as of any pull."""
+    observer.stage(Stage.PULLING)
+    told = PodmanProgress(offered, observer.report)
+    retry = "try again: layers that are complete are kept"
+    with (
+        step(f"pull {target} into bootc's container storage"),
+        advised("the image was not pulled", retry),
+    ):
+        fetched = fetch_image(storage, target, told)
+    told.end()
+    return fetched
+
+
+class Importing(Observer):
+    """For the second half of a unified pull: what was the pull is the import now."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def begin(self, source: ImageSource) -> None:
+        """It began when podman did."""
+
+    def stage(self, stage: Stage) -> None:
+        if stage is Stage.PULLING:
+            self._observer.stage(Stage.IMPORTING)
+        elif stage is not Stage.IMPORTING:
+            self._observer.stage(stage)
+
+    def report(self, event: Event) -> None:
+        """The layers' bytes were counted already."""
+
+    def end(self) -> None:
+        self._observer.end()
+
+
+class PodmanProgress:
+    """Makes events of what podman tells while it pulls `offered`; a callable.
+
+    podman knows layers by their blobs' digests, everybody else by their diff ids. One before 5.9
+    only says which blob it begins with; all of them are done when it comes to the config.
+    """
+
+    def __init__(self, offered: ImageSource, report: OnProgress) -> None:
+        manifest = read_manifest(offered.manifest, "manifest")
+        ids = read_config(offered.config, "config").diff_ids
+        self._layers = {
+            layer.digest: (diff_id, layer.size)
+            for diff_id, layer in zip(ids, manifest.layers, strict=False)
+        }
+        self._report = report
+        self._running: set[str] = set()
+        self._ended: set[str] = set()
+
+    def __call__(self, line: PullLine) -> None:
+        match line:
+            case Text():
+                self._text(line)
+            case Blob():
+                self._blob(line)
+
+    def end(self) -> None:
+        """All is there; a layer that nothing was heard of was there before."""
+        for digest in self._layers:
+            if digest in self._running:
+                self._done(digest)
+            else:
+                self._skipped(digest)
+
+    def _text(self, line: Text) -> None:
+        _log.info("  %s", line.text)
+        blob = line.blob()
+        if blob is None:
+            if line.text.startswith("Copying config"):
+                for digest in sorted(self._running):
+                    self._done(digest)
+        elif line.blob_was_here():
+            self._skipped(blob)
+        else:
+            self._begin(blob)
+
+    def _blob(self, line: Blob) -> None:
+        match line.status:
+            case BlobStatus.PULLING:
+                self._begin(line.id)
+                if line.id in self._running:
+                    diff_id, size = self._layers[line.id]
+                    self._report(Progress(id=diff_id, fetched=min(line.current, size), total=size))
+            case BlobStatus.SUCCESS:
+                self._begin(line.id)
+                self._done(line.id)
+            case BlobStatus.SKIPPED:
+                self._skipped(line.id)
+
+    def _begin(self, digest: str) -> None:
+        if digest in self._layers and digest not in self._running | self._ended:
+            self._running.add(digest)
+            diff_id, size = self._layers[digest]
+            self._report(Started(id=diff_id, total=size))
+
+    def _done(self, digest: str) -> None:
+        if digest in self._running:
+            self._running.discard(digest)
+            self._ended.add(digest)
+            diff_id, size = self._layers[digest]
+            _log.info("  %s: %s", digest.partition(":")[2][:12], show_size(size))
+            self._report(Done(id=diff_id, transferred=size))
+
+    def _skipped(self, digest: str) -> None:
+        if digest in self._layers and digest not in self._running | self._ended:
+            self._ended.add(digest)
+            self._report(Skipped(id=self._layers[digest][0]))
+
+
+def permit_copies(root: str, allow: bool) -> None:
+    """Keep that the user has allowed copies, for the updates to come."""
+    if allow and not copies_allowed(root):
+        os.makedirs(f"{root}/{os.path.dirname(ALLOW_COPY)}", exist_ok=True)
+        fs.write_atomic(f"{root}/{ALLOW_COPY}", b"")
+
+
+def copies_allowed(root: str) -> bool:
+    return os.path.exists(f"{root}/{ALLOW_COPY}")
+
+
+def need_sharing(root: str, repository: str) -> None:
+    """Refuse, before anything is pulled, a file system that cannot share files' extents."""
+    if copies_allowed(root) or can_share(repository):
+        return
+    raise BootcError(
+        f"the file system of {repository} has no reflinks, so each file would be stored twice",
+        hint="--allow-copy does that, and keeps doing it; btrfs and xfs have reflinks",
+    )
+
+
+def can_share(folder: str) -> bool:
+    """Whether files on the file system of `folder` can share extents."""
+    flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+    try:
+        one = os.open(folder, flags, 0o600)
+    except OSError as error:
+        if fs.lacks_tmpfile(error):
+            return False
+        raise
+    try:
+        other = os.open(folder, flags, 0o600)
+        try:
+            fs.write_all(one, bytes(_PROBE))
+            return reflink.clone(other, one)
+        finally:
+            os.close(other)
+    finally:
+        os.close(one)
