@@ -75,7 +75,8 @@ def scene(limits: Limits | None = None) -> Iterator[Scene]:
 
 def exchange(sock: socket.socket, data: bytes, count: int = 1) -> list[dict[str, object]]:
     """Send bytes as they are; so many replies, fewer if the connection ends."""
-    sock.sendall(data)
+    if data:
+        sock.sendall(data)
     buffer = b""
     while buffer.count(b"\0") < count and (more := sock.recv(65536)):
         buffer += more
