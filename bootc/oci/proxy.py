@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import select
 import socket
@@ -32,22 +33,25 @@ from bootc.errors import BootcError
 from bootc.jsonutil import Reader, read_object
 from bootc.oci.model import Descriptor, read_manifest, verify_digest
 
+_log = logging.getLogger(__name__)
 _REPLY_MAX = 1 << 16
 _DOCUMENT_MAX = 64 << 20
-_TIMEOUT = 600.0
 _SLICE_MS = 250
+_REMARK = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
     """How skopeo talks to a registry. `user_agent` needs skopeo 1.19 or newer; `policy` is the
-    path of a containers-policy.json(5), skopeo's own default if None.
+    path of a containers-policy.json(5), skopeo's own default if None. After `silence` seconds
+    without an answer or data a pull is given up; skopeo's own retries (429) take up to a minute.
     """
 
     authfile: str | None = None
     insecure: bool = False
     user_agent: str | None = None
     policy: str | None = None
+    silence: float = 180.0
 
     def to_argv(self) -> list[str]:
         """The command that serves on its standard input."""
@@ -75,9 +79,11 @@ class ProxySource:
     def __init__(self, reference: str, options: ProxyOptions | None = None) -> None:
         """`reference` in skopeo's spelling."""
         self._reference = reference
-        self._argv = (options or ProxyOptions()).to_argv()
+        options = options or ProxyOptions()
+        self._argv = options.to_argv()
         self._layers: dict[str, Descriptor] = {}
         self._cancelled = threading.Event()
+        self._patience = _Patience(reference, options.silence, self._cancelled)
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._stack = ExitStack()
@@ -118,7 +124,7 @@ class ProxySource:
 
     def _connect(self) -> _Connection:
         """Start a skopeo, which lives as long as this source."""
-        return self._stack.enter_context(_connected(self._reference, self._argv, self._cancelled))
+        return self._stack.enter_context(_connected(self._reference, self._argv, self._patience))
 
     def _read_documents(self, connection: _Connection) -> None:
         image = connection.image
@@ -133,16 +139,45 @@ class ProxySource:
         verify_digest(self.config, config.digest, f"{self._reference}: config")
 
 
-class _PipeReader(io.RawIOBase):
-    """Reads a pipe, but neither for ever without data nor after the pull was given up."""
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """Waits for skopeo: not in silence, not for ever, and not after the pull was given up."""
 
-    def __init__(self, fd: int, reference: str, cancelled: threading.Event) -> None:
+    reference: str
+    silence: float
+    cancelled: threading.Event
+
+    def wait(self, ready: select.poll, what: str) -> None:
+        """Return when `ready` has something to read; `what` is expected."""
+        began = said = time.monotonic()
+        while not ready.poll(_SLICE_MS):
+            now = time.monotonic()
+            if self.cancelled.is_set():
+                raise BootcError(f"the pull of {self.reference} was given up")
+            if now - began > self.silence:
+                raise BootcError(
+                    f"no {what} of {self.reference} from skopeo for {self.silence:.0f} s",
+                    hint="check the network and try again: layers that are complete are kept",
+                )
+            if now - said > min(_REMARK, self.silence / 2):
+                said = now
+                _log.warning(
+                    "no %s of %s for %.0f s; given up after %.0f s",
+                    what,
+                    self.reference,
+                    now - began,
+                    self.silence,
+                )
+
+
+class _PipeReader(io.RawIOBase):
+    """Reads a pipe with patience."""
+
+    def __init__(self, fd: int, patience: _Patience) -> None:
         super().__init__()
         self._fd = fd
-        self._reference = reference
-        self._cancelled = cancelled
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+        self._patience = patience
+        self._ready = _readable(fd)
 
     def readable(self) -> bool:
         return True
@@ -157,15 +192,7 @@ class _PipeReader(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1, /) -> bytes:
-        deadline = time.monotonic() + _TIMEOUT
-        while not self._poll.poll(_SLICE_MS):
-            if self._cancelled.is_set():
-                raise BootcError(f"the pull of {self._reference} was given up")
-            if time.monotonic() > deadline:
-                raise BootcError(
-                    f"no data of {self._reference} from skopeo for {_TIMEOUT:.0f} s",
-                    hint="check the network and try again: layers that are complete are kept",
-                )
+        self._patience.wait(self._ready, "data")
         return os.read(self._fd, size if size > 0 else 1 << 20)
 
     def close(self) -> None:
@@ -174,18 +201,21 @@ class _PipeReader(io.RawIOBase):
         super().close()
 
 
+def _readable(fd: int) -> select.poll:
+    ready = select.poll()
+    ready.register(fd, select.POLLIN)
+    return ready
+
+
 @contextmanager
-def _connected(
-    reference: str, argv: Sequence[str], cancelled: threading.Event
-) -> Iterator[_Connection]:
+def _connected(reference: str, argv: Sequence[str], patience: _Patience) -> Iterator[_Connection]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs, ExitStack() as stack:
             stack.enter_context(process.running(argv, stdin=theirs.fileno()))
             kept = stack.pop_all()
         with kept:
-            ours.settimeout(_TIMEOUT)
-            connection = _Connection(ours, reference, cancelled)
+            connection = _Connection(ours, reference, patience)
             try:
                 connection.open()
                 yield connection
@@ -197,11 +227,12 @@ def _connected(
 class _Connection:
     """The conversation with one skopeo; `image` is its number of our image."""
 
-    def __init__(self, channel: socket.socket, reference: str, cancelled: threading.Event) -> None:
+    def __init__(self, channel: socket.socket, reference: str, patience: _Patience) -> None:
         self.image = 0
         self._socket = channel
         self._reference = reference
-        self._cancelled = cancelled
+        self._patience = patience
+        self._ready = _readable(channel.fileno())
 
     def open(self) -> None:
         self._call("Initialize")
@@ -231,7 +262,7 @@ class _Connection:
             raise BootcError(f"skopeo's answer to {method} has {len(fds)} pipes, expected one")
         ended = False
         try:
-            with _PipeReader(fds[0], self._reference, self._cancelled) as reader:
+            with _PipeReader(fds[0], self._patience) as reader:
                 pipe = cast(BinaryIO, reader)
                 self._send("FinishPipe", reply.integer("pipeid"))
                 try:
@@ -243,7 +274,7 @@ class _Connection:
         finally:
             # If the data ended before we did, skopeo's complaint is the reason for whatever we
             # stumbled over. If we gave up half-way, it complains about that, which is no news.
-            if not self._cancelled.is_set():
+            if not self._patience.cancelled.is_set():
                 try:
                     self._receive(f"{method} of {self._reference}")
                 except BootcError:
@@ -264,10 +295,9 @@ class _Connection:
             raise BootcError(f"skopeo does not take {method}: {error}") from error
 
     def _receive(self, what: str) -> tuple[Reader, list[int]]:
+        self._patience.wait(self._ready, f"answer to {what.partition(' ')[0]}")
         try:
             data, fds, _, _ = socket.recv_fds(self._socket, _REPLY_MAX, 4)
-        except TimeoutError as error:
-            raise BootcError(f"no answer from skopeo to {what} after {_TIMEOUT:.0f} s") from error
         except OSError as error:
             raise BootcError(f"skopeo ended during {what}: {error}") from error
         try:

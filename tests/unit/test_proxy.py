@@ -178,6 +178,24 @@ def test_a_failure_ends_a_pull_that_waits_for_data(
     assert skopeo.exists()
 
 
+def test_a_registry_that_says_nothing_is_given_up_aloud(
+    tmp_path: Path,
+    skopeo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tars = layers()
+    write_layout(tmp_path / "oci", tars)
+    monkeypatch.setenv("FAKE_BAD", f"stall {sha256(tars[1])}")
+    repo = Repository.init(tmp_path / "repo", algorithm=Algorithm.SHA256, secure=False)
+    source = open_source("docker://registry/image", ProxyOptions(silence=1.0))
+    with source as opened, pytest.raises(BootcError, match=r"no data of .* for 1 s") as caught:
+        pull(repo, opened, reference="x", tag="t")
+    assert "check the network" in str(caught.value.hint)
+    assert any(record.levelname == "WARNING" for record in caplog.records)
+    assert skopeo.exists()
+
+
 def test_what_is_not_there_is_refused(
     tmp_path: Path, skopeo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
