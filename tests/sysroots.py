@@ -225,3 +225,26 @@ def reference_of(machine: MockMachine, deployment: str) -> ImageReference:
     origin = state.read_origin(str(machine.root), deployment)
     assert origin is not None
     return origin.image
+
+
+def follow(machine: MockMachine, version: str, content: ImageContent | None = None) -> None:
+    """Put another image where the machine's updates come from."""
+    machine.image("updates", content or ImageContent(version))
+
+
+def started(machine: MockMachine) -> str:
+    return machine.install(machine.image("updates", ImageContent("1")))
+
+
+def everything(path: Path) -> dict[str, tuple[int, float, bytes | str]]:
+    """Each path below `path`, with its mode, time and content."""
+    found: dict[str, tuple[int, float, bytes | str]] = {}
+    for one in sorted(path.rglob("*")):
+        status = one.lstat()
+        content: bytes | str = b""
+        if one.is_symlink():
+            content = os.readlink(one)
+        elif one.is_file():
+            content = one.read_bytes()
+        found[str(one)] = (status.st_mode, status.st_mtime, content)
+    return found

@@ -73,6 +73,10 @@ def rollback(sysroot: Sysroot) -> RollbackPlan:
     forget_staged(sysroot)
     menu.write_staged(esp, [one.entry for one in plan.order if one.entry is not None])
     menu.exchange(esp)
+    if not plan.reverting:
+        first = plan.order[0]
+        digest = first.origin.manifest_digest if first.origin is not None else None
+        machine.mark_reboot_required(sysroot, digest or first.id)
     machine.announce(sysroot)
     if plan.drops_staged:
         clean_up_after(sysroot)

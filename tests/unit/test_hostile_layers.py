@@ -214,6 +214,19 @@ def test_a_blob_has_the_size_that_the_manifest_says(
     assert not (tmp_path / "repo/streams").exists()
 
 
+def test_room_is_needed_for_missing_layers_alone(repo: Repository, tmp_path: Path) -> None:
+    """Spec §14, 19: upstream's check of free space counts every layer of the image."""
+    reference = write_layout(tmp_path / "oci", [system_tar()])
+    with repo:
+        with open_source(reference) as source:
+            first = pull(repo, source, reference=reference, tag="t")
+        rewrite_manifest(tmp_path / "oci", 1 << 62)
+        with open_source(reference) as source:
+            second = pull(repo, source, reference=reference, tag="t")
+    assert second.layers[0].diff_id == first.layers[0].diff_id
+    assert second.manifest_digest != first.manifest_digest
+
+
 def test_a_wrong_diff_id_is_told_from_a_damaged_blob(repo: Repository, tmp_path: Path) -> None:
     tar = system_tar()
     reference = write_layout(tmp_path / "oci", [tar], how="gzip", diff_ids=[sha256(b"other")])

@@ -14,7 +14,6 @@ from bootc import paths
 from bootc.boot import menu
 from bootc.composefs.repository import Repository
 from bootc.deploy import state, update
-from bootc.deploy.delete import delete_deployment
 from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.rollback import rollback
 from bootc.deploy.sysroot import read_deployments
@@ -22,7 +21,15 @@ from bootc.deploy.update import UpgradeOptions
 from bootc.errors import BootcError, chain_text, find_hint
 from bootc.oci.reference import parse_imgref
 from tests.ocibuild import write_blob, write_layout
-from tests.sysroots import FIRST_ARGUMENTS, ImageContent, MockMachine, reference_of
+from tests.sysroots import (
+    FIRST_ARGUMENTS,
+    ImageContent,
+    MockMachine,
+    everything,
+    follow,
+    reference_of,
+    started,
+)
 
 NOTHING = UpgradeOptions()
 
@@ -30,29 +37,6 @@ NOTHING = UpgradeOptions()
 @pytest.fixture
 def machine(tmp_path: Path) -> MockMachine:
     return MockMachine(tmp_path / "machine")
-
-
-def follow(machine: MockMachine, version: str, content: ImageContent | None = None) -> None:
-    """Put another image where the machine's updates come from."""
-    machine.image("updates", content or ImageContent(version))
-
-
-def started(machine: MockMachine) -> str:
-    return machine.install(machine.image("updates", ImageContent("1")))
-
-
-def everything(path: Path) -> dict[str, tuple[int, float, bytes | str]]:
-    """Each path below `path`, with its mode, time and content."""
-    found: dict[str, tuple[int, float, bytes | str]] = {}
-    for one in sorted(path.rglob("*")):
-        status = one.lstat()
-        content: bytes | str = b""
-        if one.is_symlink():
-            content = os.readlink(one)
-        elif one.is_file():
-            content = one.read_bytes()
-        found[str(one)] = (status.st_mode, status.st_mtime, content)
-    return found
 
 
 def test_upgrade_finalize_reboot_rollback(machine: MockMachine) -> None:
@@ -346,80 +330,6 @@ def test_finalizing_twice_does_not_exchange_back(machine: MockMachine) -> None:
     machine.stage_mark(done.staged.id)
     finalize_staged(machine.sysroot)
     assert machine.reboot() == done.staged.id
-
-
-def test_rollback_with_any_number_of_entries(machine: MockMachine) -> None:
-    """Spec §14, 4: upstream asserts that there are exactly two."""
-    a, b, c = (machine.install(machine.image(str(number))) for number in range(3))
-    assert rollback(machine.sysroot).lines == ("Next boot: rollback deployment",)
-    assert machine.menu() == [b, a, c]
-    names = sorted(os.listdir(machine.esp / paths.ENTRIES))
-    # And it names the files after an operating system called bootc.
-    assert names == ["bootc_mock-0-1.conf", "bootc_mock-1-2.conf", "bootc_mock-2-0.conf"]
-    lines = rollback(machine.sysroot).lines
-    assert lines == ("notice: Reverting queued rollback state", "Next boot: current deployment")
-    assert machine.menu() == [a, b, c]
-
-
-def test_rollback_without_any(machine: MockMachine) -> None:
-    started(machine)
-    with pytest.raises(BootcError, match="No rollback available"):
-        rollback(machine.sysroot)
-
-
-def test_rollback_with_a_damaged_entry(machine: MockMachine) -> None:
-    """Spec §14, 4: upstream panics."""
-    a, b = (machine.install(machine.image(str(number))) for number in range(2))
-    (machine.esp / paths.ENTRIES / "bootc_mock-7-7.conf").write_text("options composefs=\n")
-    rollback(machine.sysroot)
-    assert machine.menu() == [b, a]
-
-
-def test_rollback_drops_what_is_staged(machine: MockMachine) -> None:
-    started(machine)
-    follow(machine, "2")
-    update.upgrade(machine.sysroot, NOTHING)
-    finalize_staged(machine.sysroot)
-    second = machine.reboot()
-    follow(machine, "3")
-    update.upgrade(machine.sysroot, NOTHING)
-    lines = rollback(machine.sysroot).lines
-    assert lines == ("notice: Discarding the staged deployment", "Next boot: rollback deployment")
-    assert finalize_staged(machine.sysroot) is None
-    assert not (machine.run / "reboot-required").exists()
-    assert machine.menu()[1] == second
-
-
-def test_delete(machine: MockMachine) -> None:
-    a, b, c = (
-        machine.install(
-            machine.image(str(number), ImageContent(str(number), kernel=b"%d" % number))
-        )
-        for number in range(3)
-    )
-    with pytest.raises(BootcError, match="Cannot delete the booted deployment"):
-        delete_deployment(machine.sysroot, a)
-    with pytest.raises(BootcError, match="is no deployment"):
-        delete_deployment(machine.sysroot, "0" * 128)
-    assert delete_deployment(machine.sysroot, c[:16]) == f"Deleted the other deployment {c}"
-    assert machine.menu() == [a, b]
-    rollback(machine.sysroot)
-    assert delete_deployment(machine.sysroot, b) == f"Deleted the rollback deployment {b}"
-    assert machine.menu() == [a]
-    assert state.list_deployments(str(machine.root)) == [a]
-    assert os.listdir(machine.esp / paths.ESP_KERNELS) == [f"{paths.BOOT_PREFIX}{a}"]
-    assert machine.reboot() == a
-
-
-def test_delete_what_is_staged(machine: MockMachine) -> None:
-    first = started(machine)
-    follow(machine, "2")
-    done = update.upgrade(machine.sysroot, NOTHING)
-    assert done.staged is not None
-    said = delete_deployment(machine.sysroot, done.staged.id)
-    assert said == f"Deleted the staged deployment {done.staged.id}"
-    assert finalize_staged(machine.sysroot) is None
-    assert state.list_deployments(str(machine.root)) == [first]
 
 
 def test_var_is_not_touched(machine: MockMachine) -> None:
