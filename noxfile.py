@@ -18,7 +18,7 @@ POWER_CUTS = {"POWER_CUTS": "20", "POWER_CUT_POINTS": "500", "POWER_CUT_BOOTS": 
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests", "host", "docs", "srpm", "tmt"]
+nox.options.sessions = ["lint", "types", "tests", "host", "docs", "srpm", "tmt", "cuts"]
 nox.options.error_on_missing_interpreters = False
 
 
@@ -65,6 +65,13 @@ def srpm(session: nox.Session) -> None:
 def tmt(session: nox.Session) -> None:
     """Booted tests: build the image, install it, boot it, run the plans (nox -s tmt -- FILTER)."""
     session.run("python", "-m", "vmtests.main", "tmt", *session.posargs)
+
+
+@nox.session
+def cuts(session: nox.Session) -> None:
+    """Power cuts during updates: three machines are killed; tmt-full has many, and replayed ones."""
+    case = "test_cut_at_any_time_leaves_the_old_or_the_new_system"
+    session.run("pytest", "-q", f"vmtests/cases/test_power_cut.py::{case}", *session.posargs)
 
 
 @nox.session(name="tmt-full")
