@@ -69,7 +69,7 @@ def tmt(session: nox.Session) -> None:
 
 @nox.session
 def cuts(session: nox.Session) -> None:
-    """Power cuts during updates: three machines are killed; tmt-full has many, and replayed ones."""
+    """Power cuts during updates: three machines are killed; tmt-full has more, and replays."""
     case = "test_cut_at_any_time_leaves_the_old_or_the_new_system"
     session.run("pytest", "-q", f"vmtests/cases/test_power_cut.py::{case}", *session.posargs)
 
