@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -170,7 +170,7 @@ def fetch(
 ) -> Fetched:
     """Pull the image into the storage; the observer is told of it as of any pull."""
     observer.stage(Stage.PULLING)
-    told = PodmanProgress(offered, observer.report)
+    told = PodmanProgress(offered, observer.report, present=storage.layers())
     retry = "try again: layers that are complete are kept"
     with (
         step(f"pull {target} into bootc's container storage"),
@@ -207,10 +207,14 @@ class PodmanProgress:
     """Makes events of what podman tells while it pulls `offered`; a callable.
 
     podman knows layers by their blobs' digests, everybody else by their diff ids. One before 5.9
-    only says which blob it begins with; all of them are done when it comes to the config.
+    only says which blob it comes to, be it there or not; all are done when it comes to the config.
     """
 
-    def __init__(self, offered: ImageSource, report: OnProgress) -> None:
+    def __init__(
+        self, offered: ImageSource, report: OnProgress, *, present: Set[str] = frozenset()
+    ) -> None:
+        """`present` are the diff ids of the layers that podman need not pull."""
+        self._present = present
         manifest = read_manifest(offered.manifest, "manifest")
         ids = read_config(offered.config, "config").diff_ids
         self._layers = {
@@ -243,7 +247,7 @@ class PodmanProgress:
             if line.text.startswith("Copying config"):
                 for digest in sorted(self._running):
                     self._done(digest)
-        elif line.blob_was_here():
+        elif line.blob_was_here() or self._layers.get(blob, ("", 0))[0] in self._present:
             self._skipped(blob)
         else:
             self._begin(blob)

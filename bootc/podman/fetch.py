@@ -86,21 +86,29 @@ def fetch_image(
             found = _from_host(storage, reference.image, on_line)
         case _:
             found = _by_command(storage, reference, on_line)
-    image = storage.find_image(found)
-    if image is None or image.digest is None:
-        raise BootcError(
-            f"podman pulled {reference}, but {found[:80]} is not in {storage.path}",
-            hint="does another podman clean it up at the same time? try again",
-        )
-    if owned:
-        claim(storage, image)
+    image = _need_image(storage, found)
+    if owned and claim(storage, image):
+        image = _need_image(storage, found)
+    assert image.digest is not None
     return Fetched(image=image, digest=image.digest)
 
 
-def claim(storage: BootcStorage, image: StoredImage) -> None:
-    """Make it bootc's to remove."""
-    if image.digest is not None and claim_name(image.digest) not in image.names:
-        storage.tag(image.id, claim_name(image.digest))
+def _need_image(storage: BootcStorage, name: str) -> StoredImage:
+    image = storage.find_image(name)
+    if image is None or image.digest is None:
+        raise BootcError(
+            f"podman pulled {name[:80]}, but it is not in {storage.path}",
+            hint="does another podman clean it up at the same time? try again",
+        )
+    return image
+
+
+def claim(storage: BootcStorage, image: StoredImage) -> bool:
+    """Make it bootc's to remove; whether it was not so before."""
+    if image.digest is None or claim_name(image.digest) in image.names:
+        return False
+    storage.tag(image.id, claim_name(image.digest))
+    return True
 
 
 def _by_api(

@@ -32,6 +32,7 @@ from bootc.log import step
 from bootc.podman.command import ALIAS, Podman, storage_podman
 
 _IMAGES = "overlay-images"
+_LAYERS = "overlay-layers/layers.json"
 _TEMPORARY = f"{paths.STORAGE}.tmp"
 _LIST_MAX = 64 << 20
 _SHORT = 120.0
@@ -92,14 +93,21 @@ class BootcStorage:
 
     def images(self) -> tuple[StoredImage, ...]:
         """All images. Raises `FormatError` when the list is damaged."""
-        path = f"{self.path}/{_IMAGES}/images.json"
+        return tuple(_read_image(item) for item in self._records(f"{_IMAGES}/images.json"))
+
+    def _records(self, name: str) -> Iterator[Reader]:
+        path = f"{self.path}/{name}"
         try:
             with open(path, "rb") as file:
                 data = file.read(_LIST_MAX)
         except FileNotFoundError:
-            return ()
-        top = read_object(b'{"images":%s}' % (data or b"[]"), path)
-        return tuple(_read_image(item) for item in top.tables("images"))
+            return iter(())
+        return read_object(b'{"list":%s}' % (data or b"[]"), path).tables("list")
+
+    def layers(self) -> frozenset[str]:
+        """The diff ids of all layers. Raises `FormatError`."""
+        found = (item.optional_text("diff-digest") for item in self._records(_LAYERS))
+        return frozenset(digest for digest in found if digest)
 
     def find_image(self, reference: str) -> StoredImage | None:
         """The image with this name, digest or id."""

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Unified storage with the podman, skopeo and file systems of this machine. Needs root."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootc import paths, process
+from bootc.composefs.fsck import check_repository
+from bootc.composefs.progress import Done, Event, Skipped, Started
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import load_image
+from bootc.deploy import update
+from bootc.deploy.cleanup import clean_up
+from bootc.deploy.copy_out import copy_to_storage
+from bootc.deploy.finalize import finalize_staged
+from bootc.deploy.image_list import ImageType, Which, list_system
+from bootc.deploy.progress import Observer, Stage
+from bootc.deploy.set_unified import set_unified
+from bootc.deploy.source import open_image
+from bootc.deploy.unified import Unify, can_share, copies_allowed, fetch, find_unified_storage
+from bootc.errors import BootcError, find_hint
+from bootc.linux import mount
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
+from bootc.podman.fetch import claim_name, fetch_image
+from bootc.podman.storage import BootcStorage, find_storage, make_storage
+from tests.ocibuild import END, folder, member, sha256, write_layout
+from tests.sysroots import ImageContent, MockMachine
+from vmtests import podman
+from vmtests.registry import Fault, FaultKind, On, Registry, serve
+
+pytestmark = pytest.mark.root
+BIG = os.urandom(300_000)
+COMMON = folder(b"./") + folder(b"usr/") + member(b"usr/big", BIG) + END
+REGISTRIES = "/etc/containers/registries.conf.d"
+COPY = Unify(wanted=True, allow_copy=True)
+
+
+@pytest.fixture(autouse=True)
+def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman and skopeo with the kit's settings, a storage and registries of this test alone."""
+    for name, value in podman.environment().items():
+        monkeypatch.setenv(name, value)
+    storage = tmp_path / "storage.conf"
+    storage.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{tmp_path}/default"\n'
+        f'runroot = "{tmp_path}/default-run"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    layout = tmp_path / "published"
+    layout.mkdir()
+    write_layout(layout, [COMMON])
+    with serve(layout) as running:
+        settings = tmp_path / "registries"
+        settings.mkdir()
+        (settings / "test.conf").write_text(
+            f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
+        )
+        # The tests have a mount namespace of their own (conftest).
+        with mount.mounted(str(settings), REGISTRIES, None, flags=mount.MS_BIND):
+            yield running
+
+
+def publish(registry: Registry, version: str, tag: str = "1") -> str:
+    """Let `tag` name an image of two layers, one of which all have; returns the reference."""
+    content = ImageContent(version, extra={"usr/version": version.encode() * 10_000})
+    write_layout(registry.layout, [COMMON, content.tar()], how="zstd", tag=tag)
+    return f"docker://{registry.address}/os:{tag}"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, registry: Registry) -> MockMachine:
+    """A machine that was installed from the registry."""
+    made = MockMachine(tmp_path / "machine")
+    made.install(publish(registry, "1"))
+    registry.forget()
+    return made
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.events: list[Event] = []
+
+    def stage(self, stage: Stage) -> None:
+        self.stages.append(stage)
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def storage_of(machine: MockMachine) -> BootcStorage:
+    found = find_unified_storage(machine.sysroot)
+    assert found is not None
+    return found
+
+
+def booted_digest(machine: MockMachine) -> str:
+    booted = update.read_facts(machine.sysroot).booted
+    assert booted is not None
+    assert booted.digest is not None
+    return booted.digest
+
+
+def upgrade(machine: MockMachine, observer: Observer | None = None) -> update.Outcome:
+    return update.upgrade(machine.sysroot, update.UpgradeOptions(), observer=observer)
+
+
+def reboot(machine: MockMachine) -> None:
+    finalize_staged(machine.sysroot)
+    machine.reboot()
+
+
+def blobs_sent(registry: Registry) -> list[str]:
+    return sorted(
+        one.path.rpartition("/")[2]
+        for one in registry.requests
+        if one.is_blob and one.method == "GET" and one.sent > 0
+    )
+
+
+def check(machine: MockMachine) -> None:
+    machine.check_whole()
+    with Repository.open(machine.root / paths.REPOSITORY) as repo:
+        assert check_repository(repo).ok
+
+
+def test_a_unified_system_stays_one_and_gives_back_what_it_does_not_need(
+    machine: MockMachine, registry: Registry
+) -> None:
+    first = booted_digest(machine)
+    done = set_unified(machine.sysroot, allow_copy=True)
+    assert (done.changed, done.digest) == (True, first)
+    assert done.text.startswith("Unified: ")
+    storage = storage_of(machine)
+    [image] = storage.images()
+    name = f"{registry.address}/os:1"
+    assert {name, claim_name(first)} <= set(image.names)
+    assert os.path.samefile(machine.root / "ostree/bootc/storage", storage.path)
+    assert not os.path.exists(f"{storage.path}.tmp")
+    assert not set_unified(machine.sysroot).changed
+
+    # Someone else's image, which no deployment has.
+    publish(registry, "bound", "bound")
+    bound = ImageReference(image=f"{registry.address}/os:bound", transport=Transport.REGISTRY)
+    fetch_image(storage, bound, lambda line: None, owned=False)
+    digests = [first]
+    for version in ("2", "3"):
+        registry.forget()
+        publish(registry, version)
+        told = Recorder()
+        outcome = upgrade(machine, told)
+        assert outcome.ready
+        assert outcome.staged is not None
+        digests.append(outcome.staged.digest)
+        held = {one.digest: one for one in storage.images()}
+        assert claim_name(digests[-1]) in held[digests[-1]].names
+        assert name in held[digests[-1]].names
+        assert told.stages == [
+            Stage.PULLING, Stage.IMPORTING, Stage.MERGING, Stage.DEPLOYING, Stage.CLEANUP
+        ]  # fmt: skip
+        assert any(isinstance(event, Done) for event in told.events)
+        # Of each image podman gets the new layer, once; skopeo and podman a config each.
+        new = json.loads((registry.layout / "index.json").read_text())["manifests"][0]["digest"]
+        manifest = json.loads(registry.find_blob(new).read_text())  # type: ignore[union-attr]
+        layers = [layer["digest"] for layer in manifest["layers"]]
+        assert [layer for layer in blobs_sent(registry) if layer in layers] == [layers[1]]
+        reboot(machine)
+        assert booted_digest(machine) == digests[-1]
+        check(machine)
+        assert not upgrade(machine).changed
+    clean_up(machine.sysroot)
+    left = {one.digest for one in storage.images()}
+    assert digests[0] not in left
+    assert set(digests[1:]) < left
+    listed = list_system(machine.sysroot, Which.ALL)
+    assert [(one.image, one.type) for one in listed] == [
+        (name, ImageType.UNIFIED),
+        (f"{registry.address}/os:bound", ImageType.LOGICAL),
+    ]
+    assert clean_up(machine.sysroot, assert_no_op=True).is_no_op
+
+
+def test_a_switch_makes_a_system_unified(machine: MockMachine, registry: Registry) -> None:
+    target = parse_imgref(publish(registry, "2", "2"))
+    told = Recorder()
+    made = update.switch(machine.sysroot, target, unify=COPY, observer=told)
+    assert made.staged is not None
+    assert [one.digest for one in storage_of(machine).images()] == [made.staged.digest]
+    assert copies_allowed(str(machine.root))
+    ids = {event.id for event in told.events if isinstance(event, Started)}
+    assert sha256(COMMON) in ids
+    assert {event.id for event in told.events if isinstance(event, Done)} == ids
+    reboot(machine)
+    publish(registry, "3", "2")
+    assert upgrade(machine).ready
+    assert len(storage_of(machine).images()) == 2
+
+
+def test_without_reflinks_nothing_is_begun(machine: MockMachine, registry: Registry) -> None:
+    if can_share(str(machine.root)):
+        pytest.fail("the tests' folder has reflinks: run them with --basetemp on ext4")
+    target = parse_imgref(publish(registry, "2", "2"))
+    registry.forget()
+    wish = Unify(wanted=True)
+    with pytest.raises(BootcError, match="has no reflinks") as caught:
+        update.switch(machine.sysroot, target, unify=wish)
+    assert "--allow-copy" in str(caught.value.hint)
+    with pytest.raises(BootcError, match="has no reflinks"):
+        set_unified(machine.sysroot)
+    assert find_unified_storage(machine.sysroot) is None
+    assert not copies_allowed(str(machine.root))
+    layers = [layer for layer in blobs_sent(registry) if layer == sha256(COMMON)]
+    assert layers == []
+    assert machine.menu() == [machine.sysroot.booted]
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_files_share_extents_where_they_can(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, registry: Registry, kind: str
+) -> None:
+    # A short path: a socket lies below it.
+    disk, mounted = tmp_path / "disk", tmp_path_factory.mktemp("m")
+    with disk.open("wb") as image:
+        image.truncate(512 << 20)
+    process.run([f"mkfs.{kind}", str(disk)])
+    process.run(["mount", "-o", "loop", str(disk), str(mounted)])
+    try:
+        machine = MockMachine(mounted / "m")
+        machine.install(publish(registry, "1"))
+        target = parse_imgref(publish(registry, "2", "2"))
+        update.switch(machine.sysroot, target, unify=Unify(wanted=True))
+        assert not copies_allowed(str(machine.root))
+        storage = storage_of(machine)
+        [file] = Path(storage.path).glob("overlay/*/diff/usr/version")
+        assert file.read_bytes() == b"2" * 10_000
+        [big] = Path(storage.path).glob("overlay/*/diff/usr/big")
+        assert big.read_bytes() == BIG
+        reboot(machine)
+        publish(registry, "3", "2")
+        upgrade(machine)
+        stored = list(Path(storage.path).glob("overlay/*/diff/usr/version"))
+        assert len(stored) == 2
+        for path in stored:
+            assert "shared" in process.run(["filefrag", "-v", str(path)]).stdout, path
+        check(machine)
+    finally:
+        process.run(["umount", str(mounted)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "hint"),
+    [
+        (Fault(kind=FaultKind.UNAUTHORIZED), "nauthorized|authentication", "auth.json"),
+        (Fault(kind=FaultKind.NOT_FOUND, on=On.MANIFESTS), "name unknown", "list-tags"),
+        (Fault(kind=FaultKind.WRONG_CONTENT, on=On.BLOBS, at=100), "digest|gzip|corrupt", ""),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+def test_a_pull_that_fails_leaves_nothing(
+    tmp_path: Path, registry: Registry, fault: Fault, said: str, hint: str
+) -> None:
+    image = parse_imgref(publish(registry, "1"))
+    storage = make_storage(str(tmp_path / "root"), run=str(tmp_path / "run"))
+    registry.faults = (fault,)
+    with pytest.raises(BootcError, match=said) as caught:
+        fetch_image(storage, image, lambda line: None)
+    assert hint in (find_hint(caught.value) or "")
+    assert storage.images() == ()
+    assert sorted(os.listdir(tmp_path / "run")) == ["storage-run"]
+    registry.faults = ()
+    fetched = fetch_image(storage, image, lambda line: None)
+    assert fetched.image.names == (f"{registry.address}/os:1", claim_name(fetched.digest))
+
+
+def test_layers_that_are_there_are_told_as_such(tmp_path: Path, registry: Registry) -> None:
+    storage = make_storage(str(tmp_path / "root"), run=str(tmp_path / "run"))
+    fetch_image(storage, parse_imgref(publish(registry, "1")), lambda line: None)
+    image = parse_imgref(publish(registry, "2"))
+    told = Recorder()
+    with open_image(image) as offered:
+        fetch(storage, image, offered, told)
+    assert Skipped(id=sha256(COMMON)) in told.events
+    assert [type(event) for event in told.events if not isinstance(event, Skipped)] == [
+        Started,
+        Done,
+    ]
+
+
+def test_other_transports_go_by_podmans_command(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    reference = parse_imgref(write_layout(layout, [COMMON], how="gzip", tag="x"))
+    storage = make_storage(str(tmp_path / "root"), run=str(tmp_path / "run"))
+    fetched = fetch_image(storage, reference, lambda line: None)
+    assert claim_name(fetched.digest) in fetched.image.names
+    missing = parse_imgref(f"oci:{tmp_path}/none:x")
+    with pytest.raises(BootcError, match="podman: pull of oci:"):
+        fetch_image(storage, missing, lambda line: None)
+    assert [one.id for one in storage.images()] == [fetched.image.id]
+
+
+def test_an_image_of_the_machines_storage_is_copied(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    write_layout(layout, [COMMON], how="gzip", tag="x")
+    image = process.run(["podman", "pull", "--quiet", f"oci:{layout}:x"]).stdout.strip()
+    process.run(["podman", "tag", image, "localhost/mine"])
+    storage = make_storage(str(tmp_path / "root"), run=str(tmp_path / "run"))
+    mine = ImageReference(image="localhost/mine", transport=Transport.CONTAINERS_STORAGE)
+    fetched = fetch_image(storage, mine, lambda line: None)
+    assert "localhost/mine:latest" in fetched.image.names
+    none = ImageReference(image="localhost/none", transport=Transport.CONTAINERS_STORAGE)
+    with pytest.raises(BootcError, match="there is no such image") as caught:
+        fetch_image(storage, none, lambda line: None)
+    assert "podman images" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_deployed_image_is_given_to_podman(machine: MockMachine, unified: bool) -> None:
+    if unified:
+        set_unified(machine.sysroot, allow_copy=True)
+    assert copy_to_storage(machine.sysroot) == "containers-storage:localhost/bootc"
+    with Repository.open(machine.root / paths.REPOSITORY) as repo:
+        config = load_image(repo, f"@{booted_digest(machine)}").config
+    argv = ["podman", "image", "inspect", "--format", "{{.Id}}", "localhost/bootc"]
+    assert f"sha256:{process.run(argv).stdout.strip()}" == sha256(config)
+    with pytest.raises(BootcError, match=r"no deployment is of quay\.io/none") as caught:
+        copy_to_storage(machine.sysroot, source="quay.io/none")
+    assert "/os:1" in str(caught.value.hint)
+
+
+def test_a_locked_storage_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    storage = make_storage(str(tmp_path / "root"), run=str(tmp_path / "run"))
+    with open(f"{storage.path}/overlay-images/images.lock", "r+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        with pytest.raises(BootcError, match="podman did not finish") as caught:
+            storage.run_podman("images", timeout=2)
+    assert f"fuser -v {storage.path}/storage.lock" in str(caught.value.hint)
+    assert storage.run_podman("images", "--quiet") == ""
+
+
+def test_what_podman_could_not_make_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    fake = programs / "podman"
+    fake.write_text("#!/bin/sh\necho 'Error: no overlay here' >&2\nexit 125\n")
+    fake.chmod(0o755)
+    root = tmp_path / "root"
+    with monkeypatch.context() as changed:
+        changed.setenv("PATH", str(programs), prepend=":")
+        with pytest.raises(BootcError, match="no overlay here"):
+            make_storage(str(root), run=str(tmp_path / "run"))
+        fake.write_text("#!/bin/sh\nexit 0\n")
+        with pytest.raises(BootcError, match="made no overlay-images") as caught:
+            make_storage(str(root), run=str(tmp_path / "run"))
+        assert caught.value.hint
+    assert os.listdir(root / "composefs/bootc") == []
+    left = root / "composefs/bootc/storage.tmp"
+    (left / "half").mkdir(parents=True)
+    (root / "composefs/bootc/storage").mkdir()
+    assert find_storage(str(root)) is None
+    made = make_storage(str(root), run=str(tmp_path / "run"))
+    assert not left.exists()
+    assert made.images() == ()
