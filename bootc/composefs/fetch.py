@@ -8,17 +8,20 @@ only when every thread has ended is the failure raised.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.layers import ImportedLayer, import_blob, import_layer
 from bootc.composefs.progress import OnProgress, Progress, Started
+from bootc.composefs.storage_layers import import_stored_layer
 from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import Descriptor, layer_compression
+from bootc.storage.layer import LayerReader
+from bootc.storage.source import StorageSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +50,15 @@ class Fetch:
         algorithm: Algorithm,
         unpacked_max: int,
         report: OnProgress,
+        *,
+        zerocopy: bool = False,
     ) -> None:
         self._source = source
         self._pool = pool
         self._algorithm = algorithm
         self._unpacked_max = unpacked_max
         self._report = report
+        self._zerocopy = zerocopy
         self._waiting: SimpleQueue[WantedLayer] = SimpleQueue()
         self._results: SimpleQueue[_Result] = SimpleQueue()
         self._stopped = threading.Event()
@@ -97,8 +103,24 @@ class Fetch:
             self._results.put((item, found))
 
     def _import(self, item: WantedLayer) -> ImportedLayer:
-        descriptor = item.descriptor
-        total = descriptor.size
+        if isinstance(self._source, StorageSource):
+            with self._source.open_layer(item.id) as reader:
+                return self._import_stored(item, reader)
+        return self._import_blob(item)
+
+    def _import_stored(self, item: WantedLayer, reader: LayerReader) -> ImportedLayer:
+        return import_stored_layer(
+            reader,
+            self._pool,
+            self._algorithm,
+            diff_id=item.id,
+            unpacked_max=self._unpacked_max,
+            zerocopy=self._zerocopy,
+            on_bytes=self._started(item, reader.diff_size),
+        )
+
+    def _started(self, item: WantedLayer, total: int | None) -> Callable[[int], None]:
+        """Say that a layer is read; the result takes note of each piece, and ends what failed."""
         self._report(Started(id=item.id, total=total))
         fetched = 0
 
@@ -109,6 +131,12 @@ class Fetch:
             fetched += count
             self._report(Progress(id=item.id, fetched=fetched, total=total))
 
+        return on_bytes
+
+    def _import_blob(self, item: WantedLayer) -> ImportedLayer:
+        descriptor = item.descriptor
+        total = descriptor.size
+        on_bytes = self._started(item, total)
         with self._source.open_blob(descriptor.digest) as blob:
             if not item.tar:
                 return import_blob(

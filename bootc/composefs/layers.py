@@ -34,6 +34,8 @@ BATCH_SIZE = 512 << 10
 BATCH_ITEMS = 24
 OUTSTANDING_MAX = 32 << 20
 """Bytes of contents that may wait for the workers."""
+FILES_MAX = 96
+"""Open files that may wait for them: several layers are read at once, and 1024 is a usual limit."""
 INLINE_RUN_MAX = 256 << 20
 ENTRIES_KEPT = 50_000
 
@@ -74,6 +76,7 @@ class ImportInput:
         self._segments: list[bytes | Item] = []
         self._pending: deque[tuple[Batch, list[bytes | Item]]] = deque()
         self._outstanding = 0
+        self._files = 0
 
     def offset(self) -> int:
         return self._base + self._at
@@ -128,6 +131,7 @@ class ImportInput:
         self._segments.append(item)
         self._batch.items.append(item)
         self._batch.size += size
+        self._batch.files += item.fd >= 0
         if self._batch.size >= BATCH_SIZE or len(self._batch.items) >= BATCH_ITEMS:
             self._submit()
         padding = -size % BLOCK
@@ -222,9 +226,12 @@ class ImportInput:
         self._batch, self._segments = Batch(), []
         self._pending.append((batch, segments))
         self._outstanding += batch.size
+        self._files += batch.files
         self._pool.submit(batch)
         while self._pending and (
-            self._outstanding > OUTSTANDING_MAX or self._pending[0][0].done.is_set()
+            self._outstanding > OUTSTANDING_MAX
+            or self._files > FILES_MAX
+            or self._pending[0][0].done.is_set()
         ):
             self._complete()
 
@@ -235,6 +242,7 @@ class ImportInput:
         if batch.error is not None:
             raise batch.error
         self._outstanding -= batch.size
+        self._files -= batch.files
         for segment in segments:
             if isinstance(segment, bytes):
                 self.inlined += len(segment)

@@ -101,6 +101,7 @@ class ObjectStore:
         self._named = False
         self._names: set[str] = set()
         self._no_reflink: set[int] = set()
+        self._no_link: set[int] = set()
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
 
@@ -324,6 +325,44 @@ class ObjectStore:
             self.discard(copied)
             raise
         return self.adopt(copied, size, route=Route.COPIED)
+
+    def can_link(self, source: int) -> bool:
+        """Whether the file `source` could become an object by a hard link and stay as it is.
+
+        Where objects have verity it would have to have that already: here it isn't switched on.
+        """
+        device = os.fstat(source).st_dev
+        if device in self._no_link or device != os.fstat(self._fd).st_dev:
+            return False
+        if not self._measures:
+            return True
+        measured = fsverity.measure(source)
+        return measured is not None and measured[0] == self.algorithm.kernel
+
+    def link(self, source: int, size: int, data: bytes = b"") -> bytes | None:
+        """Make the file `source` (readable) itself an object; its digest, or None if it can't be.
+
+        `data`, if the caller has read it, is what the file holds: it isn't read again.
+        """
+        if not self.can_link(source):
+            return None
+        measured = fsverity.measure(source) if self._measures else None
+        if measured is not None:
+            digest = measured[1]
+        else:
+            digest = (
+                digest_bytes(data, self.algorithm) if data else digest_fd(source, self.algorithm)
+            )
+        try:
+            self._link(source, digest, size, Route.HARDLINKED)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                # podman mounts the folder of its layers on itself, and no link leaves a mount.
+                self._no_link.add(os.fstat(source).st_dev)
+            if error.errno in _NO_LINK:
+                return None
+            raise
+        return digest
 
     def _import_link(self, source: int, size: int) -> bytes | None:
         """The digest of `source` after it became an object itself, or None if it cannot."""

@@ -7,6 +7,7 @@ written by the reader into an unnamed file and only finished here.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -20,7 +21,8 @@ from bootc.tree import External, Leaf
 @dataclass(slots=True, eq=False)
 class Item:
     """A content on its way into the store: `data`, or the unnamed file `fd` that holds it, or,
-    with neither, an object that is there already, `digest`. `route` is how it came into `fd`."""
+    with neither, an object that is there already, `digest`. `route` is how it came into `fd`;
+    HARDLINKED means that `fd` is somebody else's file, to be linked, or copied if that fails."""
 
     leaf: Leaf
     size: int
@@ -36,6 +38,8 @@ class Batch:
 
     items: list[Item] = field(default_factory=list)
     size: int = 0
+    files: int = 0
+    """Items with an open file."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -102,10 +106,23 @@ class WriterPool:
     def _store_all(self, batch: Batch) -> None:
         store = self.store
         for item in batch.items:
-            if item.fd >= 0:
+            if item.route is Route.HARDLINKED:
+                fd, item.fd = item.fd, -1
+                try:
+                    item.digest = self._link(fd, item)
+                finally:
+                    os.close(fd)
+                item.data = b""
+            elif item.fd >= 0:
                 fd, item.fd = item.fd, -1
                 item.digest = store.adopt(fd, item.size, route=item.route)
             elif not item.digest:
                 item.digest = store.store(item.data)
                 item.data = b""
             item.leaf.content = External(item.size, item.digest)
+
+    def _link(self, fd: int, item: Item) -> bytes:
+        linked = self.store.link(fd, item.size, item.data)
+        if linked is not None:
+            return linked
+        return self.store.store(item.data) if item.data else self.store.import_file(fd)

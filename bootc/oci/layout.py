@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Where images are read from: an OCI layout on disk natively, everything else through skopeo.
+"""Where images are read from: an OCI layout on disk and podman's storage natively, the rest
+through skopeo.
 
 OCI layout: `oci-layout`, `index.json` and `blobs/<algorithm>/<hex>`. A tag is the annotation
 `org.opencontainers.image.ref.name` of a descriptor in the index.
@@ -7,8 +8,10 @@ OCI layout: `oci-layout`, `index.json` and `blobs/<algorithm>/<hex>`. A tag is t
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
@@ -25,6 +28,10 @@ from bootc.oci.model import (
 )
 from bootc.oci.proxy import ProxyOptions, ProxySource
 from bootc.oci.reference import Transport, parse_imgref
+from bootc.storage.source import StorageSource, find_stored
+from bootc.storage.store import Unsupported
+
+_log = logging.getLogger(__name__)
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _DOCUMENT_MAX = 64 << 20
@@ -64,12 +71,33 @@ class ImageSource(Protocol):
     ) -> None: ...
 
 
-def open_source(imgref: str, options: ProxyOptions | None = None) -> ImageSource:
+class LocalStorage(StrEnum):
+    """How `containers-storage:` is read."""
+
+    AUTO = "auto"
+    """Natively, or by skopeo where that cannot be."""
+    NATIVE = "native"
+    SKOPEO = "skopeo"
+
+
+def open_source(
+    imgref: str,
+    options: ProxyOptions | None = None,
+    *,
+    local: LocalStorage = LocalStorage.AUTO,
+) -> ImageSource:
     """Open the image that `imgref` (`oci:PATH[:TAG]`, `docker://…`, …) names; use it in `with`.
 
     `options` say how to talk to a registry.
     """
     reference = parse_imgref(imgref)
+    if reference.transport is Transport.CONTAINERS_STORAGE and local is not LocalStorage.SKOPEO:
+        try:
+            return StorageSource(find_stored(reference.image))
+        except Unsupported as refusal:
+            if local is LocalStorage.NATIVE:
+                raise
+            _log.warning("%s: reading %s through skopeo", refusal, reference)
     if reference.transport is Transport.OCI:
         path, tag = reference.layout()
         return LayoutSource(path, tag)
