@@ -19,7 +19,8 @@ more, joined by dots, of letters, digits and inner `-`. Each member begins on a 
 
 Refused, with line and column: what the grammar does not allow, a name that is there twice, a type
 that isn't there, a type that holds itself without `?`, `[]` or `[string]` between (no value could
-be of it), a text of more than 1 MiB, types that are nested more than 32 deep.
+be of it), a text of more than 1 MiB, types that are nested more than 32 deep, more than 100 types that
+hold each other.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 TEXT_MAX = 1 << 20
 DEPTH_MAX = 32
+CHAIN_MAX = 100
 
 _TOKEN = re.compile(r"[ \t\r]*(?:(#[^\n]*)|(\n)|(->|\[\]|\[string\]|[?():,])|([A-Za-z0-9_.-]+))")
 _INTERFACE = re.compile(r"[A-Za-z](?:-*[A-Za-z0-9])*(?:\.[A-Za-z0-9](?:-*[A-Za-z0-9])*)+")
@@ -268,6 +270,9 @@ class _Parser:
                     return item.name
                 if item.name in done:
                     return None
+                if len(inside) > CHAIN_MAX:
+                    place = self._type_places[item.name]
+                    self._refuse(place, f"more than {CHAIN_MAX} types hold each other")
                 done.add(item.name)
                 return visit(item.target, (*inside, item.name))
             if isinstance(item, Struct):

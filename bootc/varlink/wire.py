@@ -200,7 +200,7 @@ class Stream:
         self.socket.close()
 
 
-def bind(path: str, *, mode: int = 0o600, backlog: int = 512) -> socket.socket:
+def bind(path: str, *, mode: int = 0o600, backlog: int = 4096) -> socket.socket:
     """A listening socket at `path` (`@name`: an abstract one) with `mode` from its first moment.
 
     A socket that nobody listens on is replaced. Raises `OSError`.

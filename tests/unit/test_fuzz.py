@@ -10,7 +10,15 @@ from tests.fuzz import fuzz
 from tests.fuzz.engine import FindingError, Target, load_target, run_own, target_names
 
 CORPUS = Path(fuzz.__file__).parent / "corpus"
-RUNS = {"dump": 4000, "image": 2500, "metadata": 4000, "splitstream": 4000, "tar": 2500}
+RUNS = {
+    "dump": 4000,
+    "idl": 4000,
+    "image": 2500,
+    "metadata": 4000,
+    "splitstream": 4000,
+    "tar": 2500,
+    "varlink": 4000,
+}
 
 
 def test_fuzz_targets_are_all_run_here() -> None:

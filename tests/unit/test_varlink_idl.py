@@ -113,6 +113,9 @@ def test_what_is_refused_and_where(text: str) -> None:
 def test_limits_of_an_interface() -> None:
     with pytest.raises(FormatError, match="longer than"):
         parse("interface a.b\n" + "#" * TEXT_MAX)
+    chain = "".join(f"type A{n} (x: A{n + 1})\n" for n in range(5000))
+    with pytest.raises(FormatError, match="more than 100 types hold each other"):
+        parse(f"interface a.b\n{chain}type A5000 ()\n")
     deep = "[]" * (DEPTH_MAX - 1)
     assert parse(f"interface a.b\ntype A (x: {deep}int)").types
 
