@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """How the image of an update is reached: by whom it is read, with which credentials and policy.
 
-An OCI layout is read natively, everything else by skopeo, which obeys containers-policy.json(5).
-Where the origin asks for a policy, a layout goes through skopeo, too, and the policy must be one
-that verifies something.
+An OCI layout and podman's storage are read natively, everything else by skopeo, which obeys
+containers-policy.json(5). Where the origin asks for a policy, those two go through skopeo, too, and
+the policy must be one that verifies something.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bootc.oci.proxy import ProxyOptions, ProxySource
 from bootc.oci.reference import CONTAINER_POLICY, OSTREE_REMOTE, ImageReference, Transport
 from bootc.podman.auth import find_auth_file
 
+_NATIVE = (Transport.OCI, Transport.CONTAINERS_STORAGE)
 _USER_AGENT_SINCE = (1, 19)
 _POLICY_SINCE = (1, 14)
 """Before, skopeo's image proxy opened images without a look at the policy."""
@@ -27,7 +28,7 @@ _POLICY_SINCE = (1, 14)
 def open_image(image: ImageReference) -> ImageSource:
     """The image, for `with`. Raises `BootcError` if its signature cannot be verified as asked."""
     check_signature_policy(image)
-    if image.transport is Transport.OCI and image.signature is None:
+    if image.transport in _NATIVE and image.signature is None:
         return open_source(image.imgref)
     version = skopeo_version()
     options = proxy_options(version)
