@@ -26,6 +26,19 @@ from bootc.errors import BootcError
 _SEARCHED_VERSIONS = (1, 2)
 
 
+class NoBootImageError(BootcError):
+    """No bootable image has the expected digest; `tried` ways to make one gave others."""
+
+    def __init__(self, reference: str, expected: str, tried: list[str]) -> None:
+        super().__init__(
+            f"no bootable image of {reference} has the digest {expected}; "
+            f"they have {', '.join(tried)}",
+            hint="check that the digest is this image's and has the repository's algorithm",
+        )
+        self.expected = expected
+        self.tried = len(tried)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedImage:
     """A pulled image and the EROFS images in the repository's first format. An artifact has none.
@@ -41,12 +54,18 @@ class CommittedImage:
 
 
 def commit_pulled(
-    repo: Repository, pulled: PulledImage, *, bootable: bool = False, expected: str | None = None
+    repo: Repository,
+    pulled: PulledImage,
+    *,
+    bootable: bool = False,
+    expected: str | None = None,
+    xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY,
 ) -> CommittedImage:
     """Make the images of `pulled`. Nothing refers to them before all of them are stored.
 
-    With `expected`, a digest in hexadecimal, the bootable image is the one that has it, whichever
-    filter of extended attributes and format that takes. Raises `BootcError` if none has.
+    `xattrs` is the bootable one's filter of extended attributes. With `expected`, a digest in
+    hexadecimal, the bootable image is the one that has it, whichever filter and format that takes.
+    Raises `NoBootImageError` if none has.
     """
     if not pulled.is_container:
         if bootable:
@@ -54,22 +73,25 @@ def commit_pulled(
         return CommittedImage(pulled=pulled)
     root = assemble(repo, pulled)
     images: dict[str, bytes] = {}
+    suffix: str | None = None
 
     def commit(boot: bool) -> ComposefsImage:
         made: list[ComposefsImage] = []
         for version in repo.erofs_versions:
             made.append(commit_image(repo, root, version=version))
-            key = image_key(boot=boot, erofs_version=version)
+            key = image_key(boot=boot, erofs_version=version, xattrs=suffix)
             images.setdefault(key, bytes.fromhex(made[-1].id))
         return made[0]
 
     plain = commit(boot=False)
-    boot, mode, version = None, XattrMode.ALLOWLIST_ONLY, repo.erofs_version
+    boot, mode, version = None, xattrs, repo.erofs_version
     if bootable and expected is not None:
         boot, mode, version = _find_boot_image(repo, pulled, expected)
-        suffix = None if mode is XattrMode.ALLOWLIST_ONLY else mode.value
+        suffix = _suffix(mode)
         images[image_key(boot=True, erofs_version=version, xattrs=suffix)] = bytes.fromhex(boot.id)
     elif bootable:
+        if xattrs is not XattrMode.ALLOWLIST_ONLY:
+            root, suffix = assemble(repo, pulled, xattrs=xattrs), _suffix(xattrs)
         transform_for_boot(root, repo)
         boot = commit(boot=True)
     return CommittedImage(
@@ -79,6 +101,10 @@ def commit_pulled(
         boot_mode=mode,
         boot_version=version,
     )
+
+
+def _suffix(mode: XattrMode) -> str | None:
+    return None if mode is XattrMode.ALLOWLIST_ONLY else mode.value
 
 
 def _find_boot_image(
@@ -94,8 +120,4 @@ def _find_boot_image(
             if found == expected.lower():
                 return commit_data(repo, data), mode, version
             tried.append(f"{found} ({mode.value}, version {version})")
-    raise BootcError(
-        f"no bootable image of {pulled.reference} has the digest {expected}; "
-        f"they have {', '.join(tried)}",
-        hint="check that the digest is this image's and has the repository's algorithm",
-    )
+    raise NoBootImageError(pulled.reference, expected, tried)

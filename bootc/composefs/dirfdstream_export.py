@@ -27,6 +27,7 @@ from bootc.errors import BootcError, FormatError, chain_text
 
 _log = logging.getLogger(__name__)
 _PIPE_SIZE = 1 << 20
+_exports: set[threading.Thread] = set()
 _OBJECTS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -82,8 +83,10 @@ def export_layer(repo: Repository, diff_id: str, on_end: Callable[[], None]) -> 
             daemon=True,
         )
         try:
+            _exports.add(thread)
             thread.start()
         except BaseException:
+            _exports.discard(thread)
             outgoing.close()
             os.close(pipe)
             os.close(released)
@@ -92,6 +95,12 @@ def export_layer(repo: Repository, diff_id: str, on_end: Callable[[], None]) -> 
         os.close(objects)
         raise
     return outgoing
+
+
+def join_exports() -> None:
+    """Wait until every layer that is being given away was received, or its receiver is gone."""
+    for thread in list(_exports):
+        thread.join()
 
 
 def enlarge(pipe: int) -> None:
@@ -120,4 +129,5 @@ def _give(
     finally:
         os.close(released)
         os.close(objects)
+        _exports.discard(threading.current_thread())
         on_end()

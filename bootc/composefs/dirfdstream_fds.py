@@ -179,9 +179,7 @@ def _pipe(stack: ExitStack) -> tuple[int, int]:
 
 
 def _dummy(stack: ExitStack, number: int) -> int:
-    if number % 2:
-        fd = os.memfd_create("dummy")
-    else:
-        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    null = not number % 2
+    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if null else os.memfd_create("dummy")
     stack.callback(os.close, fd)
     return fd

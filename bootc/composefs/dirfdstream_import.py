@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _PIECE = 1 << 20
+_WRONG_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
 
 
 class DiffIdMismatchError(FormatError):
@@ -284,6 +285,7 @@ def make_item(
     with _closing(contents.open(file)) as source:
         own = store.clone(source)
         if own is None and zerocopy:
+            _check_link(source, file)
             linked = store.import_file(source, zerocopy=True)
             contents.hash_file(source, size)
             return Item(leaf, size, digest=linked)
@@ -308,6 +310,19 @@ def make_item(
     return Item(leaf, size, fd=own, route=route)
 
 
+def _check_link(fd: int, file: FileBacked) -> None:
+    """Refuse to make a file an object that its owner, or others, may change."""
+    found = os.fstat(fd)
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & _WRONG_MODE:
+        raise FormatError(
+            SOURCE,
+            file.name[:200].decode("utf-8", "replace"),
+            f"may not be hard-linked: it belongs to user {found.st_uid} and has the mode "
+            f"{found.st_mode & 0o7777:04o}",
+            hint="send the layer without zerocopy",
+        )
+
+
 def _check_clone(fd: int, size: int) -> None:
     if os.fstat(fd).st_size != size:
         raise FormatError(SOURCE, None, "a file changed its length while it was shared")
@@ -326,7 +341,7 @@ class Received:
 
     digest: bytes
     already_present: bool
-    counts: ObjectCounts = ObjectCounts()
+    counts: ObjectCounts
     entries: tuple[Entry, ...] | None = None
     inlined: int = 0
 

@@ -63,6 +63,7 @@ def pull(
     tag: str | None = None,
     readers: int | None = None,
     unpacked_max: int | None = None,
+    zerocopy: bool = False,
     on_progress: OnProgress | None = None,
 ) -> PulledImage:
     """Store the image that `source` offers and return it, with the members of the layers read.
@@ -70,8 +71,9 @@ def pull(
     `reference` is what the image is called in messages and in the result; `tag` is the name it
     gets in the repository. `readers` is how many layers are read at once (default: one for each
     CPU), `unpacked_max` how many bytes a layer may unpack to (default: the size of the
-    repository's file system). Raises `BootcError` (`FormatError` for bad data); nothing is tagged
-    then.
+    repository's file system). With `zerocopy`, contents that lie in files already (podman's
+    storage) must not be copied, or this fails. Raises `BootcError` (`FormatError` for bad data);
+    nothing is tagged then.
     """
     report = one_at_a_time(on_progress)
     verify_digest(source.manifest, source.manifest_digest, f"{reference}: manifest")
@@ -83,7 +85,9 @@ def pull(
         report(Message(text=f"{reference} is an artifact ({kind}), not an image"))
     _check_space(repo, reference, wanted)
     try:
-        layers, stats = _pull_layers(repo, source, wanted, readers, unpacked_max, report)
+        layers, stats = _pull_layers(
+            repo, source, wanted, readers, unpacked_max, report, zerocopy=zerocopy
+        )
         pulled = write_documents(
             repo,
             reference=reference,
@@ -92,7 +96,7 @@ def pull(
             config_digest=manifest.config.digest,
             config=source.config,
             layers=layers,
-            images=_existing_images(repo, manifest),
+            images=existing_images(repo, manifest.config.digest),
             is_container=manifest.is_container,
         )
         if tag is not None:
@@ -198,6 +202,8 @@ def _pull_layers(
     readers: int | None,
     unpacked_max: int | None,
     report: OnProgress,
+    *,
+    zerocopy: bool,
 ) -> tuple[tuple[PulledLayer, ...], PullStats]:
     done: dict[str, PulledLayer] = {}
     todo: dict[str, WantedLayer] = {}
@@ -218,7 +224,7 @@ def _pull_layers(
         before = repo.counts()
         inlined = streams = 0
         with WriterPool(store, writer_count()) as pool:
-            fetch = Fetch(source, pool, repo.algorithm, limit, report)
+            fetch = Fetch(source, pool, repo.algorithm, limit, report, zerocopy=zerocopy)
             with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:
                     digest = repo.write_stream(layer_content_id(item.id), layer.stream)
@@ -260,9 +266,9 @@ def _stats(
     )
 
 
-def _existing_images(repo: Repository, manifest: Manifest) -> dict[str, bytes]:
+def existing_images(repo: Repository, config_digest: str) -> dict[str, bytes]:
     """The EROFS images of a config that is in the repository already: pulling again keeps them."""
-    content_id = config_content_id(manifest.config.digest)
+    content_id = config_content_id(config_digest)
     if repo.find_stream(content_id) is None:
         return {}
     return image_refs(open_stream(repo, content_id))

@@ -327,7 +327,7 @@ def _ref(stream: SplitStream, name: str) -> bytes:
     return digest
 
 
-def load_images(repo: Repository) -> Iterator[PulledImage]:
-    """All tagged images, sorted by tag."""
-    for tag, _ in repo.tags():
+def load_images(repo: Repository, *, containing: str = "") -> Iterator[PulledImage]:
+    """All tagged images whose tag contains that, sorted by tag."""
+    for tag in [tag for tag, _ in repo.tags() if containing in tag]:
         yield replace(load_image(repo, tag), reference=tag)

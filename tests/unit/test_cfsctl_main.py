@@ -115,7 +115,7 @@ def test_cfsctl_usage_is_on_stderr_with_status_2(argv: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["ostree", "pull", "x"], ["varlink", "--address", "x"], ["--repo", "images", "fetch", "x"]],
+    [["ostree", "pull", "x"], ["--repo", "images", "fetch", "x"]],
 )
 def test_cfsctl_says_what_is_not_offered(argv: list[str]) -> None:
     done = run(*argv)

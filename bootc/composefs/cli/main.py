@@ -13,6 +13,8 @@ second one, `hint: …`. Exit status:
 | 130 | interrupted |
 | 141 | the reader of stdout went away; silent, as for a program that SIGPIPE ends |
 
+Started by a socket (`LISTEN_FDS`) and without a command, it serves as `varlink` does.
+
 The name under which it is called, or else the first argument, may be one of `PROGRAMS`, each with
 the options, the messages and the exit statuses of the C tool.
 
@@ -42,7 +44,7 @@ PROGRAMS = {
 }
 """Other tools by name: the module here whose `main(arguments)` returns the exit status."""
 
-MODULES = ("repository", "trees", "mount", "oci")
+MODULES = ("repository", "trees", "mount", "oci", "varlink")
 """The modules with `register(commands)`, in the order of the help."""
 
 COMMANDS = {
@@ -53,13 +55,13 @@ COMMANDS = {
     "mount": "mount",
     "diff": "mount",
     "oci": "oci",
+    "varlink": "varlink",
 }
 """The module of a command that isn't one of `repository`."""
 
 NOT_OFFERED = {
     "ostree": "convert the commit to an OCI image with `ostree container encapsulate`, and pull it",
     "fetch": "pull the image from a registry with `cfsctl oci pull docker://…`",
-    "varlink": "run cfsctl's commands with --json",
 }
 """Commands of the original that are not here, and what to do instead."""
 
@@ -118,6 +120,12 @@ def make_parser(modules: Sequence[str] = MODULES) -> tuple[argparse.ArgumentPars
     return parser, commands
 
 
+def _is_activated() -> bool:
+    """Whether a socket started us: then we serve, whatever there is no command for."""
+    # The package would import more than a command line without a command is worth.
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def _load(name: str) -> ModuleType:
     from importlib import import_module  # which module it is depends on the command
 
@@ -143,6 +151,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: `cfsctl {command}` is not offered", file=sys.stderr)
         print(f"hint: {NOT_OFFERED[command]}", file=sys.stderr)
         return 1
+    if command is None and not {"-h", "--help"} & set(argv) and _is_activated():
+        argv, command = [*argv, "varlink"], "varlink"
     modules = MODULES if command is None else (COMMANDS.get(command, MODULES[0]),)
     parser, commands = make_parser(modules)
     if command is not None and command not in commands.choices:

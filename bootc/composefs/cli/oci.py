@@ -16,7 +16,7 @@ import time
 
 from bootc import jsonutil, log
 from bootc.composefs.assemble import XattrMode, assemble, encode_image, transform_for_boot
-from bootc.composefs.cli import oci_boot, oci_layers
+from bootc.composefs.cli import oci_boot, oci_copy, oci_layers, varlink
 from bootc.composefs.cli.common import (
     SHORT,
     Group,
@@ -25,6 +25,7 @@ from bootc.composefs.cli.common import (
     print_table,
     tree_options,
 )
+from bootc.composefs.described import describe_image, inspect_image
 from bootc.composefs.digest import digest_bytes
 from bootc.composefs.dumpfile import dump_lines
 from bootc.composefs.progress import (
@@ -38,17 +39,13 @@ from bootc.composefs.progress import (
 )
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import (
-    PulledImage,
-    find_referrers,
-    image_key,
     load_image,
     load_images,
     load_named,
     manifest_content_id,
 )
 from bootc.errors import BootcError
-from bootc.jsonutil import Json
-from bootc.oci.model import check_digest, read_config, read_manifest
+from bootc.oci.model import check_digest
 from bootc.tree import Directory
 
 _log = logging.getLogger(__name__)
@@ -85,16 +82,17 @@ def _pull(args: argparse.Namespace) -> None:
     # What a pull needs, and nothing else here: threads, zstandard, the proxy.
     from bootc.composefs.committed import commit_pulled
     from bootc.composefs.pull import pull
-    from bootc.oci.layout import open_source
+    from bootc.oci.layout import LocalStorage, open_source
     from bootc.oci.proxy import ProxyOptions
 
     if args.expected_digest is not None and not args.bootable:
         raise BootcError("--expected-digest is about the bootable image", hint="add --bootable")
-    if args.local_fetch.startswith("zero"):
-        raise BootcError(
-            "container storage is read through skopeo, which copies",
-            hint="leave --local-fetch out",
-        )
+    zerocopy = args.local_fetch.startswith("zero")
+    local = LocalStorage.AUTO
+    if args.local_fetch == "disabled":
+        local = LocalStorage.SKOPEO
+    elif zerocopy:
+        local = LocalStorage.NATIVE
     tag = args.name if args.name is not None else args.image
     options = ProxyOptions(
         authfile=args.authfile, insecure=args.tls_verify == "false", user_agent=args.user_agent
@@ -102,13 +100,14 @@ def _pull(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
         with (
             log.step(f"pull {args.image}"),
-            open_source(args.image, options) as source,
+            open_source(args.image, options, local=local) as source,
         ):
             pulled = pull(
                 repo,
                 source,
                 reference=args.image,
                 unpacked_max=args.layer_max,
+                zerocopy=zerocopy,
                 on_progress=_reporter(),
             )
         with log.step("write the composefs image"):
@@ -125,28 +124,9 @@ def _pull(args: argparse.Namespace) -> None:
         print(f"Boot image: {done.boot.id}")
 
 
-def _describe(repo: Repository, image: PulledImage) -> dict[str, Json]:
-    manifest = read_manifest(image.manifest, image.manifest_digest)
-    architecture = system = ""
-    created = None
-    if image.is_container:
-        config = read_config(image.config, image.config_digest)
-        architecture, system, created = config.architecture, config.os, config.created
-    return {
-        "name": image.reference,
-        "manifest_digest": image.manifest_digest,
-        "is_container": image.is_container,
-        "architecture": architecture,
-        "os": system,
-        "created": created,
-        "layer_count": len(manifest.layers),
-        "referrer_count": len(find_referrers(repo, image.manifest_digest)),
-    }
-
-
 def _images(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
-        rows = [_describe(repo, image) for image in load_images(repo)]
+        rows = [describe_image(repo, image) for image in load_images(repo)]
     if args.json:
         print(jsonutil.pretty({"images": list(rows)}), end="")
         return
@@ -182,19 +162,10 @@ def _dump(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     with open_repository(args) as repo:
         image = load_image(repo, args.image)
-        referrers = find_referrers(repo, image.manifest_digest)
-        version = repo.erofs_version
+        value = inspect_image(repo, image)
     if args.manifest or args.config:
         sys.stdout.buffer.write((image.manifest if args.manifest else image.config) + b"\n")
         return
-    value: dict[str, Json] = {
-        "manifest": image.manifest.decode("utf-8", "replace"),
-        "config": image.config.decode("utf-8", "replace"),
-        "referrers": list(referrers),
-    }
-    for field, boot in (("composefs_erofs", False), ("composefs_boot_erofs", True)):
-        found = image.images.get(image_key(boot=boot, erofs_version=version))
-        value[field] = None if found is None else found.hex()
     print(jsonutil.pretty(value), end="")
 
 
@@ -234,8 +205,9 @@ def register(commands: Group) -> None:
     made.add_argument(
         "--local-fetch",
         choices=_LOCAL_FETCH,
-        default="disabled",
-        help="container storage is read through skopeo in any case",
+        default="auto",
+        help="how containers-storage is read: auto (directly, or by skopeo where that cannot be),"
+        " zerocopy (directly, and nothing is copied), disabled (by skopeo)",
     )
     made.add_argument("--authfile", metavar="FILE", help="credentials for the registry")
     made.add_argument("--tls-verify", choices=["true", "false"], default="true")
@@ -268,3 +240,5 @@ def register(commands: Group) -> None:
     add_command(group, "untag", _untag, "Remove a tag.").add_argument("name")
     oci_layers.register(group)
     oci_boot.register(group)
+    oci_copy.register(group)
+    varlink.register(group)

@@ -20,27 +20,16 @@ from bootc.composefs.cli.common import (
     open_repository,
     refuse_fuse,
 )
-from bootc.composefs.repository import Repository
-from bootc.composefs.stored import PulledImage, image_key, load_image, load_named
+from bootc.composefs.described import erofs_image_name
+from bootc.composefs.stored import load_image, load_named
 from bootc.errors import BootcError
-
-
-def _image_name(repo: Repository, image: PulledImage, *, boot: bool) -> str:
-    for version in repo.erofs_versions:
-        found = image.images.get(image_key(boot=boot, erofs_version=version))
-        if found is not None:
-            return found.hex()
-    raise BootcError(
-        f"{image.reference} has no {'bootable ' if boot else ''}EROFS image",
-        hint=f"pull it again{' with --bootable' if boot else ''}",
-    )
 
 
 def _mount(args: argparse.Namespace) -> None:
     refuse_fuse(args)
     named = f"@{args.image}" if args.image.startswith("sha256:") else args.image
     with open_repository(args) as repo:
-        name = _image_name(repo, load_image(repo, named), boot=args.bootable)
+        name = erofs_image_name(repo, load_image(repo, named), boot=args.bootable)
         attach_image(args, repo, name)
 
 
