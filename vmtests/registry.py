@@ -18,6 +18,7 @@ threads end with the block, those that stall too.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import re
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 HOST_OF_GUEST = "10.0.2.2"
 """Where QEMU's user network shows the host's loopback to a guest."""
 _TOKEN = "a-token-of-the-test-registry"
+USER, PASSWORD = "somebody", "secret:1"
+_BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 _PIECE = 1 << 16
 _PATH = re.compile(
     r"/v2/(?P<name>[a-z0-9/._-]+)/(?P<kind>manifests|blobs)/(?P<what>[A-Za-z0-9_.:-]+)"
@@ -56,6 +59,8 @@ class FaultKind(StrEnum):
     """401, and no token is given."""
     TOKEN = "token"
     """401 until a token is sent, which whoever asks for it gets: no error, but the longer way."""
+    PASSWORD = "password"
+    """401 until `USER` and `PASSWORD` are sent: no error either."""
     NOT_FOUND = "not-found"
     TOO_MANY = "too-many"
     """429 with `Retry-After: 1`."""
@@ -92,6 +97,8 @@ class Fault:
     times: int | None = None
 
 
+_ASKING = (FaultKind.TOKEN, FaultKind.PASSWORD)
+"""What is no fault for whom is known."""
 _REFUSALS = {
     FaultKind.UNAUTHORIZED: (401, "UNAUTHORIZED", "authentication required"),
     FaultKind.NOT_FOUND: (404, "NAME_UNKNOWN", "repository name not known to registry"),
@@ -178,7 +185,7 @@ class Registry:
         met = []
         with self._lock:
             for number, fault in enumerate(self._faults):
-                if fault.kind is FaultKind.TOKEN and token:
+                if fault.kind in _ASKING and token:
                     continue
                 if fault.on not in (On.ALL, on):
                     continue
@@ -296,15 +303,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         registry = self.server.registry
         path = self.path.partition("?")[0]
-        token = self.headers.get("Authorization") == f"Bearer {_TOKEN}"
+        token = self.headers.get("Authorization") in (f"Bearer {_TOKEN}", f"Basic {_BASIC}")
         match = _PATH.fullmatch(path)
         if path == "/token":
             self._document({"token": _TOKEN, "access_token": _TOKEN, "expires_in": 300})
         elif path == "/v2/":
             # Clients ask it before everything else, so only the way to a token is told here.
-            wanted = any(fault.kind is FaultKind.TOKEN for fault in registry.faults)
+            wanted = [fault.kind for fault in registry.faults if fault.kind in _ASKING]
             if wanted and not token:
-                self._refuse(FaultKind.TOKEN)
+                self._refuse(wanted[0])
             else:
                 self._document({})
         elif match is not None and match["name"] == registry.name:
@@ -321,7 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
         digest = registry.tags().get(what) if by_tag else what
         faults = registry.meet(on, digest, token=token)
         for fault in faults:
-            if fault.kind in _REFUSALS or fault.kind is FaultKind.TOKEN:
+            if fault.kind in _REFUSALS or fault.kind in _ASKING:
                 self._refuse(fault.kind)
                 return
         found = None if digest is None else registry.find_blob(digest)
@@ -385,14 +392,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _refuse(self, kind: FaultKind) -> None:
-        status, code, message = _REFUSALS[
-            FaultKind.UNAUTHORIZED if kind is FaultKind.TOKEN else kind
-        ]
+        status, code, message = _REFUSALS[FaultKind.UNAUTHORIZED if kind in _ASKING else kind]
         extra = {}
         if kind is FaultKind.TOKEN:
             where = self.headers.get("Host", self.server.registry.address)
             extra["WWW-Authenticate"] = f'Bearer realm="http://{where}/token",service="test"'
-        elif kind is FaultKind.UNAUTHORIZED:
+        elif kind in (FaultKind.UNAUTHORIZED, FaultKind.PASSWORD):
             extra["WWW-Authenticate"] = 'Basic realm="test"'
         elif kind is FaultKind.TOO_MANY:
             extra["Retry-After"] = "1"
