@@ -134,7 +134,7 @@ def install_into(
             tag = f"{paths.TAG_PREFIX}{found.manifest_digest}"
             reference = plan.image.reference.imgref
             pulled = pull(repo, found, reference=reference, tag=tag, on_progress=told.report)
-        tell.stage(Stage.IMPORTING)
+        told.stage(Stage.IMPORTING)
         with step("write the composefs image"):
             made = commit_bootable(repo, pulled)
         tell.stage(Stage.DEPLOYING)

@@ -15,8 +15,12 @@ import pytest
 from bootc import process
 from bootc.composefs.repository import Repository
 from bootc.deploy import state
+from bootc.deploy.unified import find_stored
 from bootc.linux import blockdev
+from bootc.podman.fetch import claim_name
+from bootc.podman.storage import find_storage
 from tests.ocibuild import END, folder, member, write_layout
+from vmtests import podman
 
 pytestmark = [
     pytest.mark.root,
@@ -27,6 +31,7 @@ PROGRAM = """
 import sys
 from bootc.errors import BootcError
 from bootc.deploy.image import read_facts
+from bootc.deploy.unified import NOT_UNIFIED, Unify
 from bootc.install.plan import InstallPlan, TargetPlan
 from bootc.install.run import apply_install
 from bootc.oci.layout import open_source
@@ -44,8 +49,9 @@ with open_source(reference) as source:
         root_kargs=("rw",),
         cli_kargs=("quiet",),
         karg_deletes=(),
-        allow_missing_verity=len(sys.argv) == 4,
+        allow_missing_verity="verity-wanted" not in sys.argv,
         root_ssh_authorized_keys="ssh-ed25519 AAAA me\\n",
+        unify=Unify(wanted=True, allow_copy=True) if "unified" in sys.argv else NOT_UNIFIED,
     )
     try:
         print(apply_install(plan, source).deployment)
@@ -165,6 +171,30 @@ def test_install_into_a_file_system(target: Target, tmp_path: Path) -> None:
     )
     said = (target.bin / "log").read_text()
     assert "--esp-path /efi --no-variables --random-seed no" in said
+
+
+def test_install_with_unified_storage(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in podman.environment().items():
+        monkeypatch.setenv(name, value)
+    reference = write_layout(tmp_path / "oci", [_tar()], how="gzip")
+    before = _mounts()
+    done = target.install(reference, "unified")
+    assert done.status == 0, done.stderr + done.stdout
+    assert _mounts() == before
+    storage = find_storage(str(target.root))
+    assert storage is not None
+    origin = state.read_origin(str(target.root), done.stdout.splitlines()[-1])
+    assert origin is not None
+    assert origin.manifest_digest is not None
+    [image] = storage.images()
+    assert image.digest == origin.manifest_digest
+    assert {"quay.io/x/y:1", claim_name(origin.manifest_digest)} <= set(image.names)
+    assert find_stored(storage.images(), origin.image, None) == image
+    with Repository.open(target.root / "composefs") as repo:
+        assert [tag for tag, _ in repo.tags()] == [claim_name(origin.manifest_digest)]
+    assert os.path.samefile(target.root / "ostree/bootc/storage", storage.path)
 
 
 def test_no_kernel_and_nothing_to_boot(target: Target, tmp_path: Path) -> None:

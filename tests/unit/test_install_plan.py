@@ -11,6 +11,7 @@ from bootc.errors import BootcError
 from bootc.install import plan as plans
 from bootc.install import verbs
 from bootc.install.config import InstallConfig
+from bootc.install.disk import DiskPlan
 from bootc.install.options import (
     MIB,
     BlockSetup,
@@ -116,6 +117,47 @@ def test_block_setup() -> None:
     assert "does not allow --block-setup tpm2-luks" in _refused(disk=luks).message
     both = replace(EXT4, block=(BlockSetup.TPM2_LUKS, BlockSetup.DIRECT))
     assert "cannot be done yet" in _refused(config=both).message
+
+
+def test_unified_storage_needs_reflinks_or_leave_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "podman").write_text("#!/bin/sh\n")
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    wanted = InstallOptions(unified_storage=True)
+    memory = TargetPlan(root="/dev/shm", esp_node=None, esp_mount="/x", finalize=True)
+    for kind, has_reflinks in (("ext4", False), ("btrfs", True), ("xfs", True)):
+        disk = DiskPlan(
+            device="/dev/x",
+            disk="x",
+            size=1,
+            wipe=False,
+            partitions=(),
+            filesystem=RootFilesystem(kind),
+            root_uuid="",
+        )
+        if has_reflinks:
+            assert plans._check_unified(wanted, disk).wanted
+        else:
+            with pytest.raises(BootcError, match="ext4 has no reflinks") as caught:
+                plans._check_unified(wanted, disk)
+            assert "--allow-copy" in str(caught.value.hint)
+    with pytest.raises(BootcError, match="the file system at /dev/shm has no reflinks"):
+        plans._check_unified(wanted, memory)
+    allowed = plans._check_unified(replace(wanted, allow_copy=True), memory)
+    assert (allowed.wanted, allowed.allow_copy) == (True, True)
+    plan = replace(PLAN, unify=allowed)
+    assert "stored in bootc's container storage, too (each file twice)" in plan.describe()
+    assert not plans._check_unified(PLAIN, memory).wanted
+
+
+def test_unified_storage_needs_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TargetPlan(root="/dev/shm", esp_node=None, esp_mount="/x", finalize=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BootcError, match="podman is not on PATH") as caught:
+        plans._check_unified(InstallOptions(unified_storage=True), target)
+    assert "install podman" in str(caught.value.hint)
 
 
 def test_foreign_architecture() -> None:
