@@ -19,8 +19,8 @@ more, joined by dots, of letters, digits and inner `-`. Each member begins on a 
 
 Refused, with line and column: what the grammar does not allow, a name that is there twice, a type
 that isn't there, a type that holds itself without `?`, `[]` or `[string]` between (no value could
-be of it), a text of more than 1 MiB, types that are nested more than 32 deep, more than 100 types that
-hold each other.
+be of it), a text of more than 1 MiB, types nested more than 32 deep, more than 100 types that hold
+each other.
 """
 
 from __future__ import annotations
