@@ -30,7 +30,9 @@ from tests.varlinks import INTERFACE
 TOP = Path(__file__).resolve().parents[1]
 T = "org.example.test"
 _SERVER = """
+import logging
 import sys
+logging.disable()
 sys.path.insert(0, sys.argv[1])
 from bootc.varlink import Limits, bind, serve, server
 from tests.varlinks import Handlers

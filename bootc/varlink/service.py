@@ -90,6 +90,8 @@ error Failed (method: string, problem: string)
 """
 )
 
+_SHOWN = 2000
+"""Characters of a failure that are told."""
 _CALL = frozenset(("method", "parameters", "more", "oneway", "upgrade"))
 
 Stream = Generator[Reply, None, Reply]
@@ -423,8 +425,7 @@ class Service:
             except BootcError as error:
                 run.crash(error.message)
             except Exception as error:
-                _log.exception("%s", method)
-                run.crash(f"{type(error).__name__}: {error}")
+                run.crash(f"{type(error).__name__}: {error}", error)
             finally:
                 connection.end(cancelled)
         return None
@@ -540,9 +541,10 @@ class _Run:
             else:
                 self._send(message, FdList())
 
-    def crash(self, problem: str) -> None:
-        """Send what went wrong in here."""
-        _log.warning("%s: %s", self._name, problem)
+    def crash(self, problem: str, error: Exception | None = None) -> None:
+        """Send what went wrong in here, and log it, with the way to the `error`."""
+        problem = problem if len(problem) <= _SHOWN else f"{problem[:_SHOWN]}…"
+        _log.warning("%s: %s", self._name, problem, exc_info=error)
         if self._send is not None:
             name = "containers.bootc.transport.Failed"
             clean = problem.encode("utf-8", "replace").decode()
