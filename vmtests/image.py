@@ -9,6 +9,7 @@ that shapes it (so that a machine with other options is refused).
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def _base_image(opts: BcvkInstallOpts) -> str:
 def build_wheel(folder: Path) -> Path:
     """Our wheel, built into `folder`."""
     process.run(
-        ["python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)],
         cwd=paths.CHECKOUT,
         timeout=300,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import plain_yaml
 import pytest
+import schema_check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -29,10 +30,6 @@ from bootc.spec import (
 )
 
 BOOTED = Path(__file__).resolve().parents[2] / "tmt/tests/booted"
-sys.path.insert(0, str(BOOTED))
-
-import plain_yaml  # noqa: E402
-import schema_check  # noqa: E402
 
 SCHEMA: dict[str, Any] = json.loads((BOOTED / "host-v1.schema.json").read_text())
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import derived_image
 import jsonschema
 import pytest
+import schema_check
 
 from bootc.composefs.progress import Done, Message, Progress, Skipped, Started
 from bootc.deploy import progress, update
@@ -31,10 +32,6 @@ from tests.sysroots import ImageContent, MockMachine
 
 TOP = Path(__file__).resolve().parents[2]
 SCHEMA: dict[str, Any] = json.loads((TOP / "bootc/data/schema/progress-v0.schema.json").read_text())
-sys.path.insert(0, str(TOP / "tmt/tests/booted"))
-
-import derived_image  # noqa: E402
-import schema_check  # noqa: E402
 
 TARS = [folder(b"./") + member(b"a", bytes(5000)) + END, member(b"b", bytes(9000)) + END]
 FIRST, SECOND = (sha256(tar) for tar in TARS)

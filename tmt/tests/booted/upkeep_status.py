@@ -2,18 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """upkeep_status.py concurrent|sysroot: many at once, and of a system that does not run."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 
 import booted
+import oci_files
 import readonly_status
 import schema_check
 import upkeep_parts
-from derived_image import _digest, _write_blob
 
 TINY = f"{upkeep_parts.FOLDER}/tiny"
 DISK = f"{upkeep_parts.FOLDER}/disk.img"
@@ -45,54 +43,28 @@ def tiny_layer() -> bytes:
     for name in os.listdir(LOADER):
         with open(f"{LOADER}/{name}", "rb") as file:
             files[f"{LOADER.lstrip('/')}/{name}"] = file.read()
-    folders = {"boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "var"}
-    for name in files:
-        while name := os.path.dirname(name):
-            folders.add(name)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in sorted(folders | set(files)):
-            member = tarfile.TarInfo(name)
-            if name in folders:
-                member.type, member.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(member)
-            else:
-                member.mode, member.size = 0o644, len(files[name])
-                tar.addfile(member, io.BytesIO(files[name]))
-    return buffer.getvalue()
+    folders = ("boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "var")
+    return oci_files.make_tar(files, folders=folders)
 
 
 def write_tiny_image(architecture: str) -> str:
     """An OCI layout of that system; returns its manifest's digest."""
-    os.makedirs(TINY, exist_ok=True)
     layer = tiny_layer()
     config = {
         "architecture": architecture,
         "os": "linux",
         "created": "2026-01-02T03:04:05Z",
         "config": {"Labels": {"containers.bootc": "1", "org.opencontainers.image.version": "7"}},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [oci_files.digest_of(layer)]},
     }
-    layer_type = "application/vnd.oci.image.layer.v1.tar"
+    stored = oci_files.write_blob(TINY, json.dumps(config).encode())
     manifest = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            **_write_blob(TINY, json.dumps(config).encode()),
-        },
-        "layers": [{"mediaType": layer_type, **_write_blob(TINY, layer)}],
+        "mediaType": oci_files.MANIFEST,
+        "config": {"mediaType": oci_files.CONFIG, **stored},
+        "layers": [{"mediaType": oci_files.LAYER, **oci_files.write_blob(TINY, layer)}],
     }
-    found = _write_blob(TINY, json.dumps(manifest).encode())
-    name = {"org.opencontainers.image.ref.name": "latest"}
-    entry = {"mediaType": manifest["mediaType"], **found, "annotations": name}
-    for file_name, document in (
-        ("index.json", {"schemaVersion": 2, "manifests": [entry]}),
-        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
-    ):
-        with open(f"{TINY}/{file_name}", "w", encoding="utf-8") as file:
-            json.dump(document, file)
-    return str(found["digest"])
+    return oci_files.write_image(TINY, manifest)
 
 
 def check_sysroot() -> None:
