@@ -2,9 +2,10 @@
 """The service, on a mock machine: mockservice.py serve|work FILE.
 
 FILE is JSON: `sysroot` (the fields of the record), `lock` (the file that only one writer locks),
-`pause` (a stage, or null) and `folder`. `serve` serves on the sockets that it was started with, and
-says its process id in FOLDER/service. Its operations are carried out by `work`, which at the
-beginning of the stage `pause` writes its process id to FOLDER/paused and waits for FOLDER/go.
+`pause` (a stage, or null), `idle` (seconds) and `folder`. `serve` serves on the sockets that it was
+started with, and says its process id in FOLDER/service. Its operations are carried out by `work`,
+which at the beginning of the stage `pause` writes its process id to FOLDER/paused and waits for
+FOLDER/go.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> int:
     if mode == "work":
         return work(told)
     write(Path(told["folder"]) / "service", str(os.getpid()))
-    server.serve_activated((sys.executable, __file__, "work", file), idle=0.3)
+    server.serve_activated((sys.executable, __file__, "work", file), idle=told["idle"])
     return 0
 
 

@@ -35,7 +35,6 @@ E = TypeVar("E", bound=StrEnum)
 
 NOT_YET: dict[str, Callable[[object], bool]] = {
     "options.runFetchCheck": bool,
-    "options.experimentalUnifiedStorage": bool,
     "options.disableSelinux": bool,
     "options.boundImages": lambda value: value == "pull",
     "options.stateroot": lambda value: value != "default",
@@ -123,6 +122,8 @@ def _options(given: Given) -> InstallOptions:
     if target is not None:
         with blaming("options.targetImgref"):
             parse_imgref(f"{transport or Transport.REGISTRY.value}:{target}")
+    if options.get("allowCopy") and not options.get("experimentalUnifiedStorage"):
+        raise OptionError("options.allowCopy", "it needs experimentalUnifiedStorage")
     return InstallOptions(
         source_imgref=source,
         target_imgref=target,
@@ -135,6 +136,8 @@ def _options(given: Given) -> InstallOptions:
         generic_image=bool(options.get("genericImage")),
         enforce_sigpolicy=bool(options.get("enforceContainerSigpolicy")),
         dry_run=bool(options.get("dryRun")),
+        unified_storage=bool(options.get("experimentalUnifiedStorage")),
+        allow_copy=bool(options.get("allowCopy")),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What an operation works with: the machine, who is told of its progress, and how it is cancelled."""
+"""What an operation works with: the machine, who is told of its progress, how it is cancelled."""
 
 from __future__ import annotations
 
@@ -90,4 +90,4 @@ class Task:
     def observed(self, steps: tuple[Stage, ...]) -> Iterator[Observer]:
         """Who is told of the progress: people, and the service."""
         with ProgressWriter(os.dup(self.out), steps=steps) as writer:
-            yield Observers([self.tell_people(), writer])
+            yield Observers([writer, self.tell_people()])

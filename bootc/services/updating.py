@@ -16,6 +16,7 @@ from bootc.deploy.restart import SoftReboot
 from bootc.deploy.rollback import rollback as roll_back
 from bootc.deploy.stage import SameImageError
 from bootc.deploy.sysroot import Sysroot
+from bootc.deploy.unified import Unify
 from bootc.deploy.update import Outcome, UpgradeOptions
 from bootc.errors import BootcError, advised
 from bootc.oci.reference import CONTAINER_POLICY, ImageReference, Transport, parse_imgref
@@ -26,7 +27,6 @@ from bootc.services.task import Answer, Given, Task
 INTERFACE = "containers.bootc.update"
 CONFLICTS = (("downloadOnly", "apply"), ("fromDownloaded", "downloadOnly"))
 """Options of Upgrade that exclude each other, as on the command line."""
-NOT_YET = ("experimentalUnifiedStorage",)
 
 
 def check(task: Task, given: Given) -> Answer:
@@ -61,9 +61,12 @@ def upgrade(task: Task, given: Given) -> Answer:
 
 
 def switch(task: Task, given: Given) -> Answer:
-    for name in NOT_YET:
-        if given.get(name):
-            raise OptionError(name, "this cannot be done yet", hint="leave it out")
+    unify = Unify(
+        wanted=bool(given.get("experimentalUnifiedStorage")),
+        allow_copy=bool(given.get("allowCopy")),
+    )
+    if unify.allow_copy and not unify.wanted:
+        raise OptionError("allowCopy", "it needs experimentalUnifiedStorage")
     target = _target(given)
     soft = _soft_reboot(given)
     with task.observed(UPDATING) as observer, task.open_machine(writable=True) as sysroot:
@@ -72,7 +75,7 @@ def switch(task: Task, given: Given) -> Answer:
             if given.get("mutateInPlace"):
                 outcome = update.switch_in_place(sysroot, target)
             else:
-                outcome = update.switch(sysroot, target, observer=observer)
+                outcome = update.switch(sysroot, target, observer=observer, unify=unify)
         except SameImageError as error:
             raise OptionError("target", error.message, hint=error.hint) from error
         is_soft = restart.prepare_staged(soft, sysroot, outcome)

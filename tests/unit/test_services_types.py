@@ -282,8 +282,6 @@ def test_options_that_are_refused_are_in_the_interface() -> None:
     known = {name for one in methods for name in interface.methods[one].parameters.fields}
     known |= {f"options.{name}" for name in fields(interface.types["Options"])}
     assert set(installing.NOT_YET) <= known
-    switch = read_interface("containers.bootc.update").methods["Switch"]
-    assert set(updating.NOT_YET) <= set(switch.parameters.fields)
 
 
 CONFIGURATION = """
