@@ -42,13 +42,18 @@ def parse(argv: Sequence[str]) -> Namespace:
     """Parse, or exit with status 2 as argparse does; `verb` is the path of words (`install.…`)."""
     # Only the verb's own parser, if it is known at once: all of them take longer than `status`.
     top = build(argv[0] if argv else None)
-    found, rest = top.parse_known_args(list(argv))
+    # What comes after is podman's, options too; argparse would look at those.
+    words = list(argv[3:]) if tuple(argv[:3]) in _PODMANS else []
+    found, rest = top.parse_known_args(list(argv[:3]) if words else list(argv))
+    if words:
+        found.words = words
     if rest and not getattr(found, "not_yet", False):
         build().error(f"unrecognized arguments: {' '.join(rest)}")
     _check_conflicts(found)
     return found
 
 
+_PODMANS = (("image", "cmd", "list"), ("image", "cmd", "build"), ("image", "cmd", "push"))
 UPGRADE_CONFLICTS = (
     ("check", "apply"),
     ("check", "soft_reboot"),
@@ -258,10 +263,9 @@ def _add_image(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     one.set_defaults(verb="image.pull-from-default-storage")
     command = kinds.add_parser("cmd", help="`podman image …` in bootc's container storage")
     words = command.add_subparsers(metavar="COMMAND", required=True)
-    for name in ("list", "build", "push"):
+    for *_, name in _PODMANS:
         one = words.add_parser(name, add_help=False)
-        one.add_argument("words", nargs=argparse.REMAINDER, metavar="…")
-        one.set_defaults(verb="image.cmd", command=name)
+        one.set_defaults(verb="image.cmd", command=name, words=[])
     one = words.add_parser("pull", allow_abbrev=False)
     one.add_argument("images", nargs="+", metavar="IMAGE")
     one.set_defaults(verb="image.cmd.pull")

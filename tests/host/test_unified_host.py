@@ -7,11 +7,13 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from bootc import paths, process
+from bootc.cli import main
 from bootc.composefs.fsck import check_repository
 from bootc.composefs.progress import Done, Event, Skipped, Started
 from bootc.composefs.repository import Repository
@@ -24,6 +26,7 @@ from bootc.deploy.image_list import ImageType, Which, list_system
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.set_unified import set_unified
 from bootc.deploy.source import open_image
+from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.unified import Unify, copies_allowed, fetch, find_unified_storage
 from bootc.errors import BootcError, find_hint
 from bootc.linux import mount
@@ -381,3 +384,46 @@ def test_what_podman_could_not_make_is_not_there(
     made = make_storage(str(root), run=str(tmp_path / "run"))
     assert not left.exists()
     assert made.images() == ()
+
+
+def test_the_verbs_of_the_command_line(
+    machine: MockMachine,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def opened(*, writable: bool = True, wait: bool = True) -> AbstractContextManager[Sysroot]:
+        return nullcontext(machine.sysroot)
+
+    monkeypatch.setattr("bootc.deploy.sysroot.is_container", lambda: False)
+    monkeypatch.setattr("bootc.deploy.sysroot.open_booted", opened)
+    monkeypatch.setattr("bootc.deploy.migrate.open_booted", opened)
+    name = f"{registry.address}/os:1"
+
+    def run(*argv: str, status: int = 0) -> str:
+        assert main.main(["image", *argv]) == status
+        said = capfd.readouterr()
+        return said.out if status == 0 else said.err
+
+    assert run("list").splitlines()[1:] == [f"{name}  host"]
+    said = run("set-unified", status=1)
+    assert "has no reflinks" in said
+    assert "hint: --allow-copy" in said
+    assert run("set-unified", "--allow-copy", "--quiet").startswith(f"Unified: {name} sha256:")
+    publish(registry, "2", "2")
+    pulled = run("cmd", "pull", f"{registry.address}/os:2").strip()
+    assert json.loads(run("list", "--format", "json")) == [
+        {"image": name, "image_type": "unified"},
+        {"image": f"{registry.address}/os:2", "image_type": "logical"},
+    ]
+    assert pulled[:12] in run("cmd", "list")
+    assert run("copy-to-storage", "--target", "localhost/copy").strip() == (
+        "containers-storage:localhost/copy"
+    )
+    process.run(["podman", "tag", "localhost/copy", "localhost/mine"])
+    assert run("pull-from-default-storage", "localhost/mine").strip()
+    assert storage_of(machine).find_image("localhost/mine") is not None
+    said = run("cmd", "push", "localhost/none", f"dir:{machine.path}/none", status=1)
+    assert "podman image push ended with status 125" in said
+    run("cmd", "push", "localhost/mine", f"dir:{machine.path}/pushed")
+    assert (machine.path / "pushed/manifest.json").exists()
