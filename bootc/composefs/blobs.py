@@ -21,7 +21,7 @@ from bootc.errors import FormatError
 from bootc.oci.model import Compression, digest_hasher
 
 try:
-    from isal import isal_zlib as _inflate  # type: ignore[import-not-found,unused-ignore]
+    from isal import isal_zlib as _inflate
 except ImportError:
     _inflate = zlib
 
