@@ -118,7 +118,8 @@ def _by_api(
     request: PullRequest | None,
 ) -> str:
     if request is None:
-        request = PullRequest(reference=reference.image)
+        # Without the transport a name of one word would be looked for at several registries.
+        request = PullRequest(reference=reference.imgref)
     if request.credentials is None and storage.authfile is not None:
         request = replace(request, credentials=read_auth_file(storage.authfile))
     with storage.podman() as podman, api_service(podman, storage.run) as socket_path:

@@ -9,6 +9,9 @@
 3. The folder RUNROOT_FD becomes descriptor 3, for the same reason: podman is told that its run root
    is /proc/self/fd/3.
 
+4. Variables that would lead podman elsewhere are dropped: LISTEN_FDS, from which it would take
+   descriptor 3 for a socket, those that make it talk to another podman, and those of a storage.
+
 It is a program, and nothing that a forked copy of us does, because a fork of a process that has
 threads may only exec. Standard library only. Source: prctl(2), mount_namespaces(7).
 """
@@ -20,6 +23,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
+DROPPED = (
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "CONTAINER_HOST",
+    "CONTAINER_CONNECTION",
+    "STORAGE_DRIVER",
+    "STORAGE_OPTS",
+)
 RUNROOT = 3
 """The descriptor that podman finds its run root at."""
 _STOLEN = 127
@@ -59,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
         os.chdir("/")
         os.dup2(runroot_fd, RUNROOT, inheritable=True)
         os.close(storage_fd)
-        os.execv(program[0], program)
+        kept = {key: value for key, value in os.environ.items() if key not in DROPPED}
+        os.execve(program[0], program, kept)
     except OSError as error:
         sys.stderr.write(f"cannot start podman: {error}\n")
         sys.stderr.flush()

@@ -117,7 +117,7 @@ def pull_image(socket_path: str, request: PullRequest, on_line: OnLine) -> str:
 
     `on_line` is told each line. Raises `BootcError`.
     """
-    what = f"podman: pull of {request.reference}"
+    what = f"podman: pull of {request.reference.removeprefix('docker://')}"
     with post(
         socket_path,
         request.target(),

@@ -53,24 +53,25 @@ def api_service(
         told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         told.bind(notify)
         said = stack.enter_context(tempfile.TemporaryFile())
-        argv = [*podman.argv, "system", "service", f"--time={_IDLE_SECONDS}", f"unix://{path}"]
+        words = ["system", "service", f"--time={_IDLE_SECONDS}", f"unix://{path}"]
+        shown = ["podman", *words]
         child = stack.enter_context(
             process.running(
-                argv,
+                [*podman.argv, *words],
                 env={**podman.env, "NOTIFY_SOCKET": notify},
                 stdout=said,
                 stderr=said,
                 pass_fds=podman.fds,
             )
         )
-        _wait(child, argv, told, path, said, timeout)
+        _wait(child, shown, told, path, said, timeout)
         try:
             yield path
         except BootcError as error:
             status = child.poll()
             if status is None:
                 raise
-            raise ProcessError(argv[-6:], status, _tail(said), hint=error.hint) from error
+            raise ProcessError(shown, status, _tail(said), hint=error.hint) from error
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def _own_folder(folder: str) -> Iterator[str]:
 
 def _wait(
     child: process.Child,
-    argv: list[str],
+    shown: list[str],
     told: socket.socket,
     path: str,
     said: IO[bytes],
@@ -104,7 +105,7 @@ def _wait(
             if ended in ready:
                 child.wait()
                 raise ProcessError(
-                    argv[-6:],
+                    shown,
                     child.returncode,
                     _tail(said),
                     reason=f"podman's API server ended at once (status {child.returncode})",

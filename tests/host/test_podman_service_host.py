@@ -20,17 +20,19 @@ from bootc.errors import BootcError
 from bootc.linux import mount
 from bootc.oci.reference import parse_imgref
 from bootc.podman.fetch import fetch_image
+from bootc.podman.pull import PullRequest
 from bootc.podman.service import api_service
 from bootc.podman.storage import BootcStorage, make_storage
 from tests.ocibuild import system_tar, write_layout
 from vmtests import podman
-from vmtests.registry import PASSWORD, USER, Fault, FaultKind, Registry, serve
+from vmtests.registry import PASSWORD, USER, Fault, FaultKind, On, Registry, serve
 
 pytestmark = pytest.mark.root
 REGISTRIES = "/etc/containers/registries.conf.d"
 TOP = Path(__file__).resolve().parents[2]
 SERVE = """
 import sys, time
+from bootc.podman.pull import PullRequest
 from bootc.podman.service import api_service
 from bootc.podman.storage import BootcStorage
 storage = BootcStorage(path=sys.argv[1], run=sys.argv[2])
@@ -146,6 +148,36 @@ def test_the_server_ends_with_an_error_of_ours(storage: BootcStorage) -> None:
         interrupted(storage)
     assert processes(storage) == []
     assert os.listdir(storage.run) == ["storage-run"]
+
+
+@pytest.mark.parametrize("kind", [FaultKind.STALL, FaultKind.TRUNCATE])
+def test_a_registry_that_stops_in_the_middle(
+    storage: BootcStorage, registry: Registry, kind: FaultKind
+) -> None:
+    registry.faults = (Fault(kind=kind, on=On.BLOBS, at=100),)
+    image = parse_imgref(f"docker://{registry.address}/os:1")
+    request = PullRequest(reference=image.imgref, silent_without=2)
+    with pytest.raises(BootcError, match="podman: pull of") as caught:
+        fetch_image(storage, image, lambda line: None, request=request)
+    assert ("nothing was heard for 2 s" in str(caught.value)) == (kind is FaultKind.STALL)
+    assert processes(storage) == []
+    assert storage.images() == ()
+    registry.faults = ()
+    assert pull(storage, registry) == storage.images()[0].id
+
+
+def test_variables_of_others_do_not_lead_podman_astray(
+    storage: BootcStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a service that systemd has activated, or where somebody uses a remote podman."""
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("CONTAINER_HOST", "unix:///nowhere")
+    monkeypatch.setenv("STORAGE_DRIVER", "vfs")
+    monkeypatch.setenv("STORAGE_OPTS", "overlay.mount_program=/nowhere")
+    with storage.podman() as command, api_service(command, storage.run) as path:
+        assert os.path.exists(path)
+    assert storage.run_podman("images", "--quiet") == ""
 
 
 def test_a_damaged_database_is_told_in_podmans_words(storage: BootcStorage) -> None:
