@@ -328,8 +328,11 @@ def test_payload_has_units_and_dracut_module_in_place(rebuilt: list[Path], tmp_p
         there = [path for path in (root / place).iterdir() if path.is_file()]
         assert {path.name: path.read_bytes() for path in there} == expected
     units = root / "usr/lib/systemd/system"
-    enabled = sorted((units / "multi-user.target.wants").iterdir())
-    assert enabled, "no unit is turned on"
+    enabled = []
+    for target in ("multi-user", "sockets"):
+        found = sorted((units / f"{target}.target.wants").iterdir())
+        assert found, f"no unit is turned on in {target}.target"
+        enabled += found
     for link in enabled:
         assert os.readlink(link) == f"../{link.name}"
         assert (units / link.name).is_file()

@@ -16,6 +16,7 @@ TOP = Path(__file__).resolve().parents[2]
 UNITS = sorted((TOP / "bootc/data/systemd").iterdir())
 IMAGE_ONLY = ("bootc-root-setup.service", "bootc-finalize-staged.service")
 """The initrd's, and the one that only bootc starts."""
+VARLINK = "bootc-varlink.service"
 
 
 class _Unit(configparser.RawConfigParser):
@@ -24,7 +25,12 @@ class _Unit(configparser.RawConfigParser):
 
 
 def commands(path: Path) -> list[str]:
-    return re.findall(r"^Exec\w+=/usr/bin/bootc (.*)$", path.read_text(), re.MULTILINE)
+    found = re.findall(r"^Exec\w+=/usr/bin/bootc ?(.*)$", path.read_text(), re.MULTILINE)
+    if path.name == VARLINK:
+        # No verb: it serves on the sockets that it is started with.
+        assert found == [""]
+        return []
+    return found
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
@@ -47,7 +53,7 @@ def test_what_starts_by_itself_starts_on_composefs() -> None:
     conditioned = [path for path in UNITS if path.name not in IMAGE_ONLY]
     # A target that others pull in needs no condition.
     conditioned = [path for path in conditioned if path.name != "bootc-status-updated.target"]
-    assert len(conditioned) == 5
+    assert len(conditioned) == 7
     for path in conditioned:
         text = path.read_text()
         assert re.search(r"^ConditionKernelCommandLine=\|?composefs$", text, re.MULTILINE), path
@@ -72,6 +78,18 @@ def test_units_that_the_image_turns_on(script: str) -> None:
     text = (TOP / script).read_text()
     found = re.search(r"for unit in (bootc-status-updated\.path .*); do", text)
     assert found is not None
-    for name in found[1].split():
+    assert "sockets.target.wants/bootc-varlink.socket" in text
+    for name in (*found[1].split(), "bootc-varlink.socket"):
         assert (TOP / "bootc/data/systemd" / name).exists()
         assert "[Install]" not in (TOP / "bootc/data/systemd" / name).read_text()
+
+
+def test_the_socket_is_for_root_alone() -> None:
+    unit = _Unit(strict=False)
+    unit.read_string((TOP / "bootc/data/systemd/bootc-varlink.socket").read_text())
+    assert unit["Socket"]["SocketMode"] == "0600"
+    assert unit["Socket"]["ListenStream"] == "/run/bootc/varlink"
+    # Accept=no, so one service has all clients.
+    assert "Accept" not in unit["Socket"]
+    for key in ("SocketUser", "SocketGroup"):
+        assert key not in unit["Socket"]
