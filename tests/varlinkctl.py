@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bootc import process
 from bootc.errors import BootcError
-from bootc.varlink.service import SERVICE, TRANSPORT
+from bootc.varlink.standard import SERVICE, TRANSPORT
 from tests.varlinks import TEXT
 
 PROGRAM = "VARLINKCTL"

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from bootc.varlink.activation import Activated as Activated
     from bootc.varlink.activation import from_environment as from_environment
     from bootc.varlink.activation import is_activated as is_activated
+    from bootc.varlink.call import Call as Call
+    from bootc.varlink.call import Cancelled as Cancelled
+    from bootc.varlink.call import ClientGoneError as ClientGoneError
+    from bootc.varlink.call import Connection as Connection
+    from bootc.varlink.call import Handler as Handler
+    from bootc.varlink.call import Peer as Peer
+    from bootc.varlink.call import Stream as Stream
+    from bootc.varlink.call import Upgrade as Upgrade
     from bootc.varlink.client import Client as Client
     from bootc.varlink.client import Upgraded as Upgraded
     from bootc.varlink.idl import Interface as Interface
@@ -21,38 +29,30 @@ if TYPE_CHECKING:
     from bootc.varlink.server import Server as Server
     from bootc.varlink.server import serve as serve
     from bootc.varlink.server import serving as serving
-    from bootc.varlink.service import Call as Call
-    from bootc.varlink.service import Cancelled as Cancelled
-    from bootc.varlink.service import ClientGoneError as ClientGoneError
-    from bootc.varlink.service import Connection as Connection
-    from bootc.varlink.service import Handler as Handler
-    from bootc.varlink.service import Peer as Peer
     from bootc.varlink.service import Service as Service
-    from bootc.varlink.service import Stream as Stream
-    from bootc.varlink.service import Upgrade as Upgrade
-    from bootc.varlink.service import invalid as invalid
+    from bootc.varlink.standard import invalid as invalid
     from bootc.varlink.types import Mismatch as Mismatch
     from bootc.varlink.wire import Limits as Limits
     from bootc.varlink.wire import bind as bind
 
 _HOMES = {
     "bootc.varlink.activation": ("Activated", "from_environment", "is_activated"),
-    "bootc.varlink.client": ("Client", "Upgraded"),
-    "bootc.varlink.idl": ("Interface", "parse"),
-    "bootc.varlink.message": ("FdList", "Reply", "VarlinkError"),
-    "bootc.varlink.server": ("Server", "serve", "serving"),
-    "bootc.varlink.service": (
+    "bootc.varlink.call": (
         "Call",
         "Cancelled",
         "ClientGoneError",
         "Connection",
         "Handler",
         "Peer",
-        "Service",
         "Stream",
         "Upgrade",
-        "invalid",
     ),
+    "bootc.varlink.client": ("Client", "Upgraded"),
+    "bootc.varlink.idl": ("Interface", "parse"),
+    "bootc.varlink.message": ("FdList", "Reply", "VarlinkError"),
+    "bootc.varlink.server": ("Server", "serve", "serving"),
+    "bootc.varlink.service": ("Service",),
+    "bootc.varlink.standard": ("invalid",),
     "bootc.varlink.types": ("Mismatch",),
     "bootc.varlink.wire": ("Limits", "bind"),
 }

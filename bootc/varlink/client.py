@@ -16,7 +16,7 @@ from __future__ import annotations
 import shlex
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 
 from bootc.errors import BootcError, FormatError
@@ -131,16 +131,16 @@ class Client:
         fds: FdList | Sequence[int] = (),
         *,
         timeout: float | None = None,
-    ) -> Iterator[Reply]:
+    ) -> Generator[Reply, None, None]:
         """Call with `more`. The replies, each with `fds` that are the caller's.
 
-        The call is made at once. Whoever ends the iterator early closes the connection: that is how
-        a call is cancelled. `timeout` is for each reply.
+        The call is made at once. Whoever closes the generator early closes the connection: that is
+        how a call is cancelled. `timeout` is for each reply.
         """
         self._send(method, parameters, fds, {"more": True})
         return self._replies(method, timeout)
 
-    def _replies(self, method: str, timeout: float | None) -> Iterator[Reply]:
+    def _replies(self, method: str, timeout: float | None) -> Generator[Reply, None, None]:
         ended = False
         try:
             while not ended:

@@ -133,8 +133,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the member {twice[:80]!r} is there twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the member {key[:80]!r} is there twice")
+            seen.add(key)
     return made
 
 

@@ -23,8 +23,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from bootc.varlink.call import ClientGoneError, Connection
 from bootc.varlink.message import FdList, VarlinkError, encode
-from bootc.varlink.service import ClientGoneError, Connection, Service
+from bootc.varlink.service import Service
 from bootc.varlink.wire import Limits, Stream
 
 _log = logging.getLogger(__name__)

@@ -17,16 +17,22 @@ client goes away `call.cancelled` is set and the generator is closed at its next
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import struct
-import threading
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from bootc.errors import BootcError
-from bootc.varlink.idl import Interface, Method, parse
-from bootc.varlink.message import FdList, Parameters, Reply, VarlinkError, decode, encode
+from bootc.varlink.call import (
+    Call,
+    Cancelled,
+    ClientGoneError,
+    Connection,
+    Handle,
+    Handler,
+    Stream,
+    Upgrade,
+)
+from bootc.varlink.idl import Interface, Method
+from bootc.varlink.message import FdList, Reply, VarlinkError, decode, encode
+from bootc.varlink.standard import SERVICE, TRANSPORT, bad_message, invalid
 from bootc.varlink.types import Mismatch
 from bootc.varlink.wire import Frame
 
@@ -35,275 +41,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# Whoever writes a service needs these, too.
+__all__ = ["Call", "Cancelled", "Handle", "Service", "Stream"]
+
 _log = logging.getLogger(__name__)
-
-SERVICE = parse(
-    """# What every varlink service answers.
-interface org.varlink.service
-
-# Who made this service, and which interfaces it has.
-method GetInfo() -> (
-  vendor: string,
-  product: string,
-  version: string,
-  url: string,
-  interfaces: []string
-)
-
-# The text of an interface.
-method GetInterfaceDescription(interface: string) -> (description: string)
-
-error InterfaceNotFound (interface: string)
-error MethodNotFound (method: string)
-error MethodNotImplemented (method: string)
-error InvalidParameter (parameter: string)
-error PermissionDenied ()
-error ExpectedMore ()
-"""
-)
-
-TRANSPORT = parse(
-    """# What can go wrong with a message before a method sees it, and inside of the server.
-# It has no methods, so GetInfo does not list it.
-interface containers.bootc.transport
-
-# The message isn't what the protocol says; the connection is closed.
-error BadMessage (problem: string)
-
-# The message has more bytes than that; the connection is closed.
-error MessageTooLong (bytes_max: int)
-
-# The message came with more file descriptors than that.
-error TooManyDescriptors (descriptors_max: int)
-
-# The server ran out of room for file descriptors while it received those of the message.
-error DescriptorsLost ()
-
-# The method wants another number of file descriptors.
-error WrongDescriptors (expected: string, received: int)
-
-# So many clients are connected; the connection is closed.
-error TooManyClients (clients_max: int)
-
-# The server failed, or its reply was not what its interface says.
-error Failed (method: string, problem: string)
-"""
-)
 
 _SHOWN = 2000
 """Characters of a failure that are told."""
 _CALL = frozenset(("method", "parameters", "more", "oneway", "upgrade"))
-
-Stream = Generator[Reply, None, Reply]
-"""What a handler that replies more than once is."""
-Protocol = Callable[[socket.socket, bytes], None]
-"""What goes on on a connection after an upgrade: the socket, and bytes that came already."""
-
-
-class ClientGoneError(BootcError):
-    """The client that made a call is gone, so the call came to nothing."""
-
-    def __init__(self) -> None:
-        super().__init__("the client closed the connection")
-
-
-class Upgrade(Reply):
-    """The reply of a call with `upgrade`; then `protocol` has the socket until it returns."""
-
-    __slots__ = ("protocol",)
-
-    def __init__(
-        self, protocol: Protocol, parameters: Parameters | None = None, fds: FdList | None = None
-    ) -> None:
-        super().__init__(parameters, fds or FdList())
-        self.protocol = protocol
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Who is on the other end, as the kernel knew it when the connection was made."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
-class Cancelled:
-    """Set when the client of a call is gone, or the server stops; never reset."""
-
-    __slots__ = ("_event", "_fd", "_lock")
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._fd = -1
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait for it; False when it did not happen in time."""
-        return self._event.wait(seconds)
-
-    def fileno(self) -> int:
-        """A descriptor that becomes readable, for poll(2). It is closed when the call ends."""
-        with self._lock:
-            if self._fd < 0:
-                self._fd = os.eventfd(1 if self.is_set() else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            return self._fd
-
-    def set(self) -> None:
-        with self._lock:
-            if not self._event.is_set():
-                self._event.set()
-                if self._fd >= 0:
-                    os.eventfd_write(self._fd, 1)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-
-
-class Connection:
-    """One client, for as long as it is connected.
-
-    `state` is the handlers' own. The callbacks of `on_close` run when the connection has ended, the
-    last one first; what they raise is logged. Calls of one connection run one after another.
-    """
-
-    def __init__(self, sock: socket.socket | None = None) -> None:
-        self.state: dict[str, Any] = {}
-        self._socket = sock
-        self._peer: Peer | None = None
-        self._callbacks: list[Callable[[], object]] = []
-        self._lock = threading.Lock()
-        self._gone = False
-        self._cancelled: Cancelled | None = None
-
-    @property
-    def peer(self) -> Peer:
-        """Raises `OSError` when the socket has no credentials to tell."""
-        if self._peer is None:
-            if self._socket is None:
-                raise OSError("there is no socket that tells who the peer is")
-            data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pid, uid, gid = struct.unpack("iII", data)
-            self._peer = Peer(pid=pid, uid=uid, gid=gid)
-        return self._peer
-
-    @property
-    def is_gone(self) -> bool:
-        return self._gone
-
-    def on_close(self, callback: Callable[[], object]) -> None:
-        self._callbacks.append(callback)
-
-    def hang_up(self) -> None:
-        """The client is gone: tell the call that runs for it."""
-        with self._lock:
-            self._gone = True
-            if self._cancelled is not None:
-                self._cancelled.set()
-
-    def begin(self, *, oneway: bool) -> Cancelled:
-        """A call begins. Nobody waits for a `oneway` call, so nothing cancels it."""
-        cancelled = Cancelled()
-        if not oneway:
-            with self._lock:
-                self._cancelled = cancelled
-                if self._gone:
-                    cancelled.set()
-        return cancelled
-
-    def end(self, cancelled: Cancelled) -> None:
-        with self._lock:
-            self._cancelled = None
-        cancelled.close()
-
-    def run_callbacks(self) -> None:
-        while self._callbacks:
-            callback = self._callbacks.pop()
-            try:
-                callback()
-            except Exception:
-                _log.exception("at the end of a connection")
-
-
-class Call:
-    """One call, as its handler sees it. `fds` closes what the handler doesn't take.
-
-    `parameters` is a JSON object of the type that the interface says; `typed` makes types of it for
-    a type checker.
-    """
-
-    __slots__ = (
-        "cancelled",
-        "connection",
-        "fds",
-        "method",
-        "more",
-        "oneway",
-        "parameters",
-        "upgrade",
-    )
-
-    def __init__(
-        self,
-        method: str,
-        parameters: Any,
-        fds: FdList,
-        connection: Connection,
-        cancelled: Cancelled,
-        *,
-        more: bool = False,
-        oneway: bool = False,
-        upgrade: bool = False,
-    ) -> None:
-        self.method = method
-        self.parameters = parameters
-        self.fds = fds
-        self.connection = connection
-        self.cancelled = cancelled
-        self.more = more
-        self.oneway = oneway
-        self.upgrade = upgrade
-
-    @property
-    def peer(self) -> Peer:
-        return self.connection.peer
-
-    def take_fd(self, index: int, parameter: str) -> int:
-        """Take the descriptor that `parameter` names by its index; the caller closes it."""
-        try:
-            return self.fds.take(index)
-        except IndexError:
-            raise invalid(parameter) from None
-
-    def expect_more(self) -> None:
-        """Refuse the call unless it said `more`."""
-        if not self.more:
-            raise VarlinkError("org.varlink.service.ExpectedMore")
-
-    def check(self) -> None:
-        """Raises `ClientGoneError` when nobody waits any more: for loops that take their time."""
-        if self.cancelled.is_set():
-            raise ClientGoneError
-
-
-Handle = Callable[[Call], Reply | Stream]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handler:
-    """A handler and what its interface can't say: how many descriptors it wants (least and most),
-    and whether the connection may be upgraded.
-    """
-
-    handle: Handle
-    fds: tuple[int, int] = (0, 0)
-    upgrade: bool = False
 
 
 class _Bound:
@@ -313,15 +58,6 @@ class _Bound:
         self.interface = interface
         self.method = method
         self.handler = handler
-
-
-def invalid(parameter: str) -> VarlinkError:
-    """The error for a parameter whose type is right and whose value isn't."""
-    return VarlinkError("org.varlink.service.InvalidParameter", {"parameter": parameter})
-
-
-def bad_message(problem: str) -> VarlinkError:
-    return VarlinkError("containers.bootc.transport.BadMessage", {"problem": problem})
 
 
 class Service:

@@ -68,7 +68,7 @@ class Primitive(Type):
             good = kind is str
         elif name == "int":
             good = kind is int
-            if good and not _INT_MIN <= value <= _INT_MAX:  # type: ignore[operator]
+            if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
                 raise Mismatch("is no integer of 64 bits")
         elif name == "bool":
             good = kind is bool
@@ -76,7 +76,7 @@ class Primitive(Type):
             good = kind is dict
         elif name == "float":
             good = kind is float or kind is int
-            if kind is float and not abs(value) < float("inf"):  # type: ignore[arg-type]
+            if isinstance(value, float) and not abs(value) < float("inf"):
                 raise Mismatch("is no finite number")
         else:
             good = value is not None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bootc.errors import BootcError, FormatError
 from bootc.varlink.idl import Interface, parse
-from bootc.varlink.service import SERVICE, TRANSPORT
+from bootc.varlink.standard import SERVICE, TRANSPORT
 from tests.fuzz import mutator
 from tests.varlinks import TEXT
 

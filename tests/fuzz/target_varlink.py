@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bootc.errors import BootcError
+from bootc.varlink.call import ClientGoneError, Connection
 from bootc.varlink.message import FdList, VarlinkError, decode, encode
-from bootc.varlink.service import SERVICE, TRANSPORT, ClientGoneError, Connection
+from bootc.varlink.standard import SERVICE, TRANSPORT
 from bootc.varlink.wire import Frame
 from tests.fuzz import mutator
 from tests.varlinks import INTERFACE, Handlers

@@ -9,7 +9,7 @@ import pytest
 
 from bootc.errors import FormatError
 from bootc.varlink.idl import DEPTH_MAX, TEXT_MAX, parse
-from bootc.varlink.service import SERVICE, TRANSPORT
+from bootc.varlink.standard import SERVICE, TRANSPORT
 from bootc.varlink.types import Array, Enum, Map, Mismatch, Named, Optional, Primitive, Struct, Type
 
 WHOLE = """# About the thing.

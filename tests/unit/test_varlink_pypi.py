@@ -83,13 +83,9 @@ def their_server(folder: Path) -> Iterator[str]:
     (folder / f"{T}.varlink").write_text(TEXT)
     service = varlink.Service(vendor="V", product="P", version="1", interface_dir=str(folder))
     service.interface(T)(TheirHandlers)
-
-    class Requests(varlink.RequestHandler):  # type: ignore[misc]
-        pass
-
-    Requests.service = service
+    requests = type("Requests", (varlink.RequestHandler,), {"service": service})
     address = f"unix:{folder}/socket"
-    with varlink.ThreadingServer(address, Requests) as server:
+    with varlink.ThreadingServer(address, requests) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

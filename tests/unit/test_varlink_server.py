@@ -31,6 +31,7 @@ from bootc.varlink import (
     serve,
     serving,
 )
+from bootc.varlink.message import Parameters
 from tests.varlinks import INTERFACE, TEXT, Handlers, open_fds, wait_until
 
 T = "org.example.test"
@@ -84,10 +85,10 @@ def exchange(sock: socket.socket, data: bytes, count: int = 1) -> list[dict[str,
 
 
 def refusal(
-    client: Client, method: str, parameters: object = None, fds: list[int] | None = None
+    client: Client, method: str, parameters: Parameters | None = None, fds: list[int] | None = None
 ) -> str:
     with pytest.raises(VarlinkError) as caught:
-        client.call(method, parameters, fds or [])  # type: ignore[arg-type]
+        client.call(method, parameters, fds or [])
     return caught.value.message
 
 
@@ -337,8 +338,7 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
         s.handlers.events.clear()
         replies = s.client().stream(f"{T}.Count", {"to": 1000, "pause": 100})
         assert next(replies).parameters == {"number": 1}
-        assert isinstance(replies, Iterator)
-        replies.close()  # type: ignore[attr-defined]
+        replies.close()
         wait_until(lambda: s.handlers.events == ["count: cancelled", "count: closed"])
 
 
