@@ -45,7 +45,7 @@ mkdir -p /usr/lib/systemd/system/sockets.target.wants
 ln -sf ../bootc-varlink.socket /usr/lib/systemd/system/sockets.target.wants/bootc-varlink.socket
 # Where podman finds bootc's container storage, if storage.conf names it as an additional store.
 mkdir -p /usr/lib/bootc
-ln -sfn /sysroot/ostree/bootc/storage /usr/lib/bootc/storage
+ln -sfn ../../../sysroot/ostree/bootc/storage /usr/lib/bootc/storage
 
 target=/usr/lib/modules/$version/initramfs.img
 rm -f "$target"
