@@ -58,7 +58,8 @@ def _pypi(found: Tally, rng: random.Random, count: int) -> None:
             for number in range(count):
                 text = "".join(rng.choices('a"\\\u00e9\0\n\U0001f600', k=rng.randrange(20)))
                 kind = rng.choice(("one", "two", None))
-                given = {"text": text, "kind": kind, "tree": None}
+                # Their client leaves out what is None.
+                given = {"text": text} if kind is None else {"text": text, "kind": kind}
                 found.compare("PyPI varlink", connection.Echo(**given), given, f"call {number}")
         with client.open("org.varlink.service") as connection:
             told = connection.GetInterfaceDescription("org.example.test")
