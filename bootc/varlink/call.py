@@ -59,12 +59,13 @@ class Peer:
 class Cancelled:
     """Set when the client of a call is gone, or the server stops; never reset."""
 
-    __slots__ = ("_event", "_fd", "_lock")
+    __slots__ = ("_ended", "_event", "_fd", "_lock")
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._fd = -1
+        self._ended = False
 
     def is_set(self) -> bool:
         return self._event.is_set()
@@ -74,8 +75,12 @@ class Cancelled:
         return self._event.wait(seconds)
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable, for poll(2). It is closed when the call ends."""
+        """A descriptor that becomes readable, for poll(2). It is closed when the call ends, and
+        then there is none: `ValueError`.
+        """
         with self._lock:
+            if self._ended:
+                raise ValueError("the call has ended")
             if self._fd < 0:
                 self._fd = os.eventfd(1 if self.is_set() else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             return self._fd
@@ -89,6 +94,7 @@ class Cancelled:
 
     def close(self) -> None:
         with self._lock:
+            self._ended = True
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1

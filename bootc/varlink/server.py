@@ -35,6 +35,8 @@ LINGER = 0.002
 WORKER_IDLE = 5.0
 """Seconds after which a worker without work ends."""
 _PAUSE = 0.05
+"""Seconds without new clients, when there was no room for one."""
+_MUCH = 1 << 16
 
 
 class _Client(Connection):
@@ -81,20 +83,20 @@ class Server:
         self._workers: set[threading.Thread] = set()
         self._idle_workers = 0
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
+        # Made by `run`; -1 while nobody waits.
+        self._wake = -1
+        self._epoll: select.epoll
 
     def stop(self) -> None:
         """Take no more calls and cancel those that run; from any thread or signal handler."""
         self._stopping = True
-        try:
+        if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
 
     def run(self) -> None:
         """Serve. When it returns all connections are closed and all handlers have returned."""
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._epoll.register(self._wake, select.EPOLLIN)
             for sock in self._given:
@@ -268,8 +270,16 @@ class Server:
                     return True
 
     def _hand_back(self, client: _Client) -> bool:
-        """False when its end is near: the next read tells of it, and nothing else would."""
+        """False when its end is near: the next read tells of it, and nothing else would.
+
+        Raises `VarlinkError` when too much of unfinished messages would be kept.
+        """
         with self._lock:
+            if client.stream.waiting > _MUCH:
+                waiting = sum(each.stream.waiting for each in self._clients.values())
+                if waiting > self.limits.unfinished:
+                    name = "containers.bootc.transport.TooMuchUnfinished"
+                    raise VarlinkError(name, {"bytes_max": self.limits.unfinished})
             if not client.watched or self._stopping:
                 return False
             client.resting = True
@@ -314,7 +324,9 @@ class Server:
         for worker in workers:
             worker.join()
         self._epoll.close()
-        os.close(self._wake)
+        # Before it is closed: its number may be another one's right after that.
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
 
 def _say(stream: Stream, error: VarlinkError) -> None:

@@ -45,6 +45,9 @@ error BadMessage (problem: string)
 # The message has more bytes than that; the connection is closed.
 error MessageTooLong (bytes_max: int)
 
+# So much has come from all clients that is not whole yet; the connection is closed.
+error TooMuchUnfinished (bytes_max: int)
+
 # The message came with more file descriptors than that.
 error TooManyDescriptors (descriptors_max: int)
 

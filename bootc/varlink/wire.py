@@ -38,14 +38,16 @@ class Limits:
     """What one server (or client) puts up with.
 
     `message`: bytes of a message; `fds`: descriptors of a message; `clients`: connections at a
-    time; `handlers`: calls that run at a time, more wait; `send_seconds`: a peer that takes nothing
-    for that long is given up.
+    time; `handlers`: calls that run at a time, more wait; `unfinished`: bytes of messages that
+    have not ended yet, of all clients; `send_seconds`: a peer that takes nothing for that long is
+    given up.
     """
 
     message: int = 16 << 20
     fds: int = SCM_MAX
     clients: int = 4096
     handlers: int = 128
+    unfinished: int = 256 << 20
     send_seconds: float = 60.0
 
 
@@ -72,6 +74,11 @@ class Stream:
         # descriptors the end of the read that brought it.
         self._start = 0
         self._lots: list[tuple[int, FdList, VarlinkError | None]] = []
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are here and were not handed out."""
+        return len(self._buffer)
 
     def pop(self) -> Frame | None:
         """The next message that is here as a whole."""

@@ -19,6 +19,7 @@ import pytest
 from bootc.errors import BootcError
 from bootc.varlink import (
     Call,
+    Cancelled,
     Client,
     Limits,
     Reply,
@@ -269,6 +270,32 @@ def test_limits() -> None:
         s.client().call("org.varlink.service.GetInfo")
 
 
+def test_unfinished_messages_of_all_clients_have_a_limit() -> None:
+    with scene(Limits(unfinished=300_000)) as s:
+        raws = [s.raw() for _ in range(4)]
+        for raw in raws[:2]:
+            raw.sendall(b"x" * 140_000)
+        wait_until(lambda: sorted(_waiting(s)) == [0, 0, 140_000, 140_000])
+        (reply,) = exchange(raws[2], b"x" * 140_000)
+        assert reply == {
+            "error": "containers.bootc.transport.TooMuchUnfinished",
+            "parameters": {"bytes_max": 300_000},
+        }
+        # Small messages have room, and so has what begins when another one is gone.
+        good = json.dumps({"method": "org.varlink.service.GetInfo"}).encode() + b"\0"
+        assert "parameters" in exchange(raws[3], good)[0]
+        raws[0].close()
+        wait_until(lambda: sorted(_waiting(s)) == [0, 140_000])
+        raws[3].sendall(b"x" * 140_000)
+        wait_until(lambda: _waiting(s) == [140_000, 140_000])
+
+
+def _waiting(s: Scene) -> list[int]:
+    """Of the clients that no worker has."""
+    clients = list(s.server._clients.values())
+    return [each.stream.waiting for each in clients if each.resting]
+
+
 @pytest.mark.parametrize(
     ("how", "problem"),
     [
@@ -362,12 +389,14 @@ def test_half_closed_clients_get_their_replies() -> None:
 
 def test_cancelled_can_be_polled() -> None:
     seen: list[bool] = []
+    kept: list[Cancelled] = []
 
     def wait(call: Call) -> Reply:
         import select
 
         poll = select.poll()
         poll.register(call.cancelled, select.POLLIN)
+        kept.append(call.cancelled)
         started.set()
         seen.append(bool(poll.poll(10_000)))
         return Reply()
@@ -381,6 +410,8 @@ def test_cancelled_can_be_polled() -> None:
         assert started.wait(10)
         ours.close()
         wait_until(lambda: seen == [True])
+    with pytest.raises(ValueError, match="the call has ended"):
+        kept[0].fileno()
 
 
 def test_pipelined_calls_are_answered_in_order() -> None:
@@ -457,6 +488,14 @@ def test_stop_cancels_and_waits() -> None:
         assert raw.recv(1) == b""
         assert s.handlers.events == ["wait: cancelled", "wait: closed"]
         s.server.stop()
+
+
+def test_a_server_that_was_stopped_before_it_ran() -> None:
+    address = f"@bootc-test-{os.getpid()}"
+    server = Server(Handlers().service(), [bind(address)])
+    server.stop()
+    server.run()
+    server.stop()
 
 
 def test_served_connections_end_the_server_and_idle_ends_it() -> None:
