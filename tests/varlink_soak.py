@@ -37,6 +37,9 @@ sys.path.insert(0, sys.argv[1])
 from bootc.varlink import Limits, bind, serve, server
 from tests.varlinks import Handlers
 server.WORKER_IDLE = 0.2
+if len(sys.argv) > 3:
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]), int(sys.argv[3])))
 serve(Handlers().service(), bind(sys.argv[2]), limits=Limits(clients=6000, send_seconds=5))
 """
 
@@ -93,10 +96,12 @@ class Scene:
 
 
 @contextmanager
-def server() -> Iterator[Scene]:
+def server(fds: int | None = None) -> Iterator[Scene]:
+    """`fds`: the descriptors that the server may have."""
     with tempfile.TemporaryDirectory(prefix="bootc-soak-") as folder:
         address = f"{folder}/s"
         argv = [sys.executable, "-c", _SERVER, str(TOP), address]
+        argv += [] if fds is None else [f"{fds}"]
         with process.running(argv) as child:
             end = time.monotonic() + 30
             while not os.path.exists(address):

@@ -83,6 +83,7 @@ class Server:
         self._workers: set[threading.Thread] = set()
         self._idle_workers = 0
         self._stopping = False
+        self._full = False
         # Made by `run`; -1 while nobody waits.
         self._wake = -1
         self._epoll: select.epoll
@@ -145,13 +146,13 @@ class Server:
                 self._watch_listeners(select.EPOLLIN)
                 paused = False
             ready = []
-            for fd, event in events:
+            for fd, _ in events:
                 if fd in self._listeners:
                     ready.append(self._listeners[fd])
                 elif fd == self._wake:
                     os.eventfd_read(fd)
                 else:
-                    self._notice(fd, event)
+                    self._notice(fd)
             # New clients come last: they may get the numbers of those that were closed meanwhile.
             for listener in ready:
                 paused = not self._accept(listener) or paused
@@ -168,29 +169,34 @@ class Server:
             try:
                 sock, _ = listener.accept()
             except BlockingIOError:
-                return True
+                break
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    _log.warning("cannot accept a client: %s", error.strerror)
+                    if not self._full:
+                        _log.warning("clients have to wait: %s", error.strerror)
+                    self._full = True
                     return False
                 if error.errno != errno.ECONNABORTED:
                     raise
             else:
                 self._admit(sock)
+        self._full = False
         return True
 
-    def _notice(self, fd: int, event: int) -> None:
+    def _notice(self, fd: int) -> None:
+        """Something came from a client that rests, or one that has a worker is gone."""
         with self._lock:
             client = self._clients.get(fd)
             if client is None or not client.watched:
                 return
-            if event & select.EPOLLIN:
-                client.resting = False
+            # Not what the event says: a worker may have handed it back since.
+            was_resting, client.resting = client.resting, False
+            if was_resting:
                 self._epoll.modify(fd, 0)
             else:
                 client.watched = False
                 self._epoll.unregister(fd)
-        if event & select.EPOLLIN:
+        if was_resting:
             self._hand_out(client)
         else:
             client.hang_up()
