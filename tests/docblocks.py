@@ -83,6 +83,7 @@ class Examples:
         self._env = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "HOME": str(folder),
+            "PYTHONPATH": str(TOP),
             # Byte code is kept for the many programs that run, and not in the checkout.
             "PYTHONPYCACHEPREFIX": str(folder / "pyc"),
             "PYTHONDONTWRITEBYTECODE": "",

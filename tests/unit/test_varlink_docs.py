@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""docs/varlink.md prints what it says, and says what is so.
+
+`UPDATE_GOLDENS=1` writes what the examples print into the document.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from bootc import process
+from bootc.varlink.standard import SERVICE, TRANSPORT
+from bootc.varlink.wire import Limits
+from tests.docblocks import TOP, Examples, python_code
+
+DOCUMENT = TOP / "docs/varlink.md"
+
+
+def test_examples_of_the_document_print_what_it_says(tmp_path: Path) -> None:
+    document = DOCUMENT.read_text()
+    found = Examples(tmp_path, root=False).rewritten(document)
+    if os.environ.get("UPDATE_GOLDENS"):
+        DOCUMENT.write_text(found)
+    assert found == document
+
+
+def test_the_examples_are_well_typed(tmp_path: Path) -> None:
+    path = tmp_path / "examples.py"
+    path.write_text(python_code(DOCUMENT.read_text()))
+    argv = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)]
+    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
+    assert (done.status, done.stdout) == (0, "Success: no issues found in 1 source file\n")
+
+
+def test_all_errors_and_limits_are_told() -> None:
+    document = DOCUMENT.read_text()
+    table = set(re.findall(r"^\| `(\w+)` \|", document, re.M))
+    assert table == set(TRANSPORT.errors)
+    for name in SERVICE.errors:
+        assert f"`{name}`" in document
+    limits = Limits()
+    for name in Limits.__slots__:
+        assert f"Limits({name}=…)" in document
+    told = (limits.message >> 20, limits.unfinished >> 20, limits.clients, limits.fds)
+    assert told == (16, 256, 4096, 253)
+    assert (limits.handlers, limits.send_seconds) == (128, 60)
