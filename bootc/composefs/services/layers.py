@@ -17,7 +17,7 @@ from bootc.composefs.finalize_image import MissingLayerError, finalize_image
 from bootc.composefs.repository import NotFoundError
 from bootc.composefs.services.handles import need_handle
 from bootc.composefs.services.replies import OCI, fail, invalid_digest, invalid_request
-from bootc.composefs.services.stored_images import need_digest
+from bootc.composefs.services.stored_images import check_tag, need_digest
 from bootc.composefs.stored import PulledLayer, layer_content_id
 from bootc.errors import BootcError, FormatError
 from bootc.varlink import Call, ClientGoneError, Reply
@@ -112,6 +112,8 @@ def put_image(call: Call) -> Reply:
             raise invalid_digest(f"{layer['layer_verity'][:200]!r} is not hexadecimal") from None
         layers.append(PulledLayer(diff_id=layer["diff_id"], digest=digest))
     name = given.get("name")
+    if name is not None:
+        check_tag(name)
     repo.need_writable()
     try:
         done = finalize_image(

@@ -17,12 +17,11 @@ from bootc.composefs.assemble import XattrMode
 from bootc.composefs.committed import CommittedImage, NoBootImageError, commit_pulled
 from bootc.composefs.progress import Done, Event, Message, Progress, Skipped, Started
 from bootc.composefs.pull import pull
-from bootc.composefs.repository import Repository, escape_tag
+from bootc.composefs.repository import Repository
 from bootc.composefs.services.handles import need_handle
 from bootc.composefs.services.replies import OCI, fail, invalid_digest, invalid_request
-from bootc.composefs.services.stored_images import xattr_mode
+from bootc.composefs.services.stored_images import check_tag, xattr_mode
 from bootc.composefs.stored import manifest_content_id
-from bootc.errors import BootcError
 from bootc.oci.layout import ImageSource, LocalStorage, open_source
 from bootc.varlink import Call, Cancelled, ClientGoneError, Reply
 from bootc.varlink.message import Parameters
@@ -182,10 +181,7 @@ def _check(call: Call) -> None:
         raise invalid_request("storage_root is an absolute path, for a containers-storage: image")
     name = given.get("name")
     if name is not None:
-        try:
-            escape_tag(name)
-        except BootcError as error:
-            raise invalid_request(error) from error
+        check_tag(name)
 
 
 def _reference(call: Call) -> str:

@@ -47,6 +47,14 @@ def need_digest(text: str) -> str:
         raise invalid_digest(error) from error
 
 
+def check_tag(name: str) -> None:
+    """Refuse what can't be a tag: InvalidRequest."""
+    try:
+        escape_tag(name)
+    except BootcError as error:
+        raise invalid_request(error) from error
+
+
 def need_image(repo: Repository, image: str) -> PulledImage:
     """The image of that name, or NoSuchImage."""
     check_image_name(image)
@@ -70,10 +78,7 @@ def inspect(call: Call) -> Reply:
 def tag(call: Call) -> Reply:
     repo, name = need_handle(call).repo, call.parameters["name"]
     digest = need_digest(call.parameters["manifest_digest"])
-    try:
-        escape_tag(name)
-    except BootcError as error:
-        raise invalid_request(error) from error
+    check_tag(name)
     try:
         repo.tag(manifest_content_id(digest), name)
     except NotFoundError as error:
@@ -83,8 +88,8 @@ def tag(call: Call) -> Reply:
 
 def untag(call: Call) -> Reply:
     repo, name = need_handle(call).repo, call.parameters["name"]
+    check_image_name(name)
     try:
-        escape_tag(name)
         repo.untag(name)
     except NotFoundError as error:
         raise fail(OCI, "NoSuchImage", image=name) from error
