@@ -147,9 +147,20 @@ class StorageSource:
         if not manifest.is_container:
             raise Unsupported(f"{self._what} is an artifact, not an image")
         self.manifest_digest = _sha256(self.manifest)
-        known = record.digest if self._image.manifest_key == _MANIFEST else None
-        if known is not None and known != self.manifest_digest:
-            raise FormatError(source, None, f"has the digest {self.manifest_digest}, not {known}")
+        key = f"manifest-{self.manifest_digest}"
+        if self._image.manifest_key == _MANIFEST:
+            # One image may have been pulled by several manifests: `manifest` is the last one, the
+            # record's digest that of the first.
+            known = record.digest in (None, self.manifest_digest) or key in record.data
+        else:
+            known = self._image.manifest_key == key
+        if not known:
+            raise FormatError(
+                source,
+                None,
+                f"has the digest {self.manifest_digest}, which is not one of the image's",
+                hint="the image is damaged: remove it and pull it again with podman",
+            )
         self.config_digest = manifest.config.digest
         self.config = store.big_data(record, self.config_digest)
         verify_digest(self.config, self.config_digest, f"{self._what}: config")

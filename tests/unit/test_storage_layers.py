@@ -29,6 +29,7 @@ from bootc.storage import tarsplit
 from bootc.storage.crc64 import crc64
 from bootc.storage.layer import open_layer
 from bootc.storage.opener import Opener
+from bootc.storage.records import big_data_name
 from bootc.storage.source import StorageSource, find_stored
 from bootc.storage.store import LayerIndex, Store, Unsupported
 from bootc.storage.tarsplit import read_tarsplit
@@ -474,7 +475,7 @@ def test_damaged_documents(tmp_path: Path) -> None:
     config.write_bytes(good)
     (image / "manifest").write_bytes((image / "manifest").read_bytes() + b"\n")
     (tmp_path / "r").rename(tmp_path / "r2")
-    expect_refusal(tmp_path, store, "manifest: has the digest")
+    expect_refusal(tmp_path, store, "manifest: has the digest .* not one of the image")
     (image / "manifest").write_bytes(b"{")
     (tmp_path / "r").rename(tmp_path / "r3")
     expect_refusal(tmp_path, store, "is not JSON")
@@ -603,3 +604,23 @@ def test_pieces_name_files_below_directories(tmp_path: Path) -> None:
             assert len(data) == piece.size
             tar += data
     assert tar == odd_tar()
+
+
+def test_an_image_with_several_manifests(tmp_path: Path) -> None:
+    """Pulled from two places whose manifests differ: `manifest` is the last, a digest pins one."""
+    store = store_with(tmp_path, system_tar())
+    image = store.images[0]
+    kept = store.root / "overlay-images" / str(image["id"])
+    first = (kept / "manifest").read_bytes()
+    second = first + b" "
+    (kept / "manifest").write_bytes(second)
+    key = f"manifest-{sha256(second)}"
+    (kept / big_data_name(key)).write_bytes(second)
+    names = image["big-data-names"]
+    assert isinstance(names, list)
+    names.append(key)
+    store.write()
+    with open_source(store.imgref("image:1")) as source:
+        assert source.manifest == second
+    with open_source(store.imgref(f"localhost/image@{sha256(first)}")) as source:
+        assert source.manifest == first
