@@ -225,7 +225,7 @@ def test_calls_that_are_refused_leave_the_connection_usable() -> None:
         (b'{"method":"a.b.C","method":"d.e.F"}\0', "the member 'method' is there twice"),
         (b'{"method":"\xff"}\0', "not UTF-8"),
         (b'{"method":"\\udc00"}\0', "half a surrogate pair"),
-        (b'{"method":"a.b.C","parameters":' + b"[" * 5000 + b"\0", "nested deeper"),
+        (b'{"method":"a.b.C","x":' + b"[" * 5000 + b"]" * 5000 + b"}\0", "nested deeper"),
     ],
 )
 def test_what_is_no_call_ends_the_connection(data: bytes, problem: str) -> None:
