@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Callers of other users, as the kernel tells them: a process that is nobody calls root's service."""
+"""The kernel says who calls: a process that is nobody calls the service of root; and one lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bootc import process
-from bootc.varlink import Client, bind
+from bootc.deploy.sysroot import one_at_a_time
+from bootc.varlink import Client, VarlinkError, bind
 
 pytestmark = pytest.mark.root
 
@@ -72,3 +73,17 @@ def test_only_root_may_call(tmp_path: Path) -> None:
             assert error == "org.varlink.service.PermissionDenied", method
         with Client.connect(f"unix:{path}", timeout=60) as client:
             assert client.call("containers.bootc.GetStatus").parameters["host"]
+
+
+def test_an_install_waits_for_nobody() -> None:
+    """`/proc` is a mount point, and there is no such image: without the lock it fails for that."""
+    given = {"rootPath": "/proc", "options": {"sourceImgref": "oci:/nowhere"}}
+    method = "containers.bootc.install.ToFilesystem"
+    with Client.connect(f"exec:{sys.executable} -m bootc.cli.main", timeout=60) as client:
+        with one_at_a_time(), pytest.raises(VarlinkError) as caught:
+            client.call(method, given)
+        assert caught.value.name == "containers.bootc.install.Busy"
+        with pytest.raises(VarlinkError) as caught:
+            client.call(method, given)
+        assert caught.value.name == "containers.bootc.install.Failed"
+        assert "is no OCI layout" in caught.value.parameters["message"]

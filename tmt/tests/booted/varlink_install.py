@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A system that never boots is installed onto a loop device; its status is told twice alike."""
+"""A system that never boots is installed onto a loop device; its status is told twice alike.
+
+A first client is killed while it is installed: nothing stays mounted.
+"""
 
 import json
 import os
@@ -43,7 +46,12 @@ def install(device: str, digest: str) -> None:
         f"{INSTALL}.ToDisk", {**disk, "options": {**options, "dryRun": True}}
     )
     booted.expect(f"digest {digest}" in planned["plan"], "the plan names the digest")
-    replies = varlink_parts.call_more(f"{INSTALL}.ToDisk", {**disk, "options": options}, "--more")
+    given = {**disk, "options": options}
+    varlink_parts.kill_in_the_middle(f"{INSTALL}.ToDisk", given, "staging")
+    mounted = booted.output("lsblk", "--noheadings", "--output", "MOUNTPOINTS", device).split()
+    booted.expect_equal(mounted, [], "what of the disk is mounted after a killed client")
+    given = {**given, "wipe": True}
+    replies = varlink_parts.call_more(f"{INSTALL}.ToDisk", given, "--more")
     tasks = varlink_parts.tasks_of(replies)
     booted.expect_equal(tasks, ["staging", "pulling", "importing"], "the tasks that were told")
     last = replies[-2]["progress"]

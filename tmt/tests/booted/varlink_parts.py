@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """What the tests of the service share: calls by systemd's varlinkctl."""
 
+import fcntl
 import json
+import signal
 import subprocess
+import sys
+import time
 from typing import Any
 
 import booted
@@ -11,6 +15,15 @@ SOCKET = "/run/bootc/varlink"
 UNIT = "bootc-varlink.service"
 UPDATE = "containers.bootc.update"
 INSTALL = "containers.bootc.install"
+LOCK = "/run/bootc/lock"
+PATIENCE = 120.0
+CLIENT = f"""
+import json, sys
+from bootc.varlink import Client
+with Client.connect("unix:{SOCKET}") as client:
+    for reply in client.stream(sys.argv[1], json.loads(sys.argv[2])):
+        print(json.dumps(reply.parameters), flush=True)
+"""
 
 
 def _run(
@@ -62,3 +75,36 @@ def tasks_of(replies: "list[dict[str, Any]]") -> "list[str]":
 
 def unit(key: str, name: str = UNIT) -> str:
     return booted.output("systemctl", "show", "-P", key, name).strip()
+
+
+def is_busy() -> bool:
+    with open(LOCK, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def workers() -> str:
+    """The processes that carry out an operation."""
+    return booted.output("pgrep", "-af", "bootc.services.worker", check=False).strip()
+
+
+def kill_in_the_middle(method: str, parameters: "dict[str, Any]", task: str) -> None:
+    """Kill a client that was told of `task`, and wait until its operation has ended."""
+    argv = [sys.executable, "-c", CLIENT, method, json.dumps(parameters)]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        first = json.loads(client.stdout.readline())
+        booted.expect_equal(first["progress"]["task"], task, "what began")
+        booted.expect(is_busy(), "the operation is at work")
+        client.send_signal(signal.SIGKILL)
+        rest = client.stdout.read()
+    booted.expect(b'"outcome"' not in rest and b'"installed"' not in rest, "it had not ended")
+    deadline = time.monotonic() + PATIENCE
+    while is_busy() or workers():
+        time.sleep(0.2)
+        if time.monotonic() > deadline:
+            booted.failed(f"the operation was not cancelled: {workers()}")
+    booted.expect_equal(unit("ActiveState"), "active", "the service's state")
