@@ -10,6 +10,9 @@ additional image store, so that podman runs what is in it without a copy.
     overlay-images/ …    made: podman has created it under the other name, and it was renamed
     anything else        half-made or something else: refused, nothing there is touched
 
+Where SELinux is on, its files get the labels that the policy has for podman's own storage, once:
+the stamp `.bootc_labeled` says that they have. What comes later inherits them.
+
 podman alone writes into it. Which images it holds is read from `overlay-images/images.json`, an
 array of objects with `id`, `digest` (of the manifest), `names` and `layer`; podman replaces that
 file in one step, so no lock is needed to read it.
@@ -24,18 +27,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bootc import fs, paths
+from bootc import fs, paths, process
 from bootc.errors import BootcError, ProcessError
 from bootc.jsonutil import Reader, read_object
 from bootc.linux import libc
 from bootc.log import step
-from bootc.podman.command import ALIAS, Podman, storage_podman
+from bootc.podman.command import ALIAS, Podman, confined, storage_podman
 
 _IMAGES = "overlay-images"
 _LAYERS = "overlay-layers/layers.json"
 _TEMPORARY = f"{paths.STORAGE}.tmp"
 _LIST_MAX = 64 << 20
 _SHORT = 120.0
+_SELINUX = "/sys/fs/selinux/enforce"
+_LABELED_AS = "/var/lib/containers/storage"
+_STAMP = ".bootc_labeled"
 LOCK_HINT = "another podman may hold the storage: `fuser -v {}/storage.lock` tells"
 
 
@@ -175,11 +181,17 @@ def find_storage(
 
 
 def make_storage(
-    root: str, *, run: str = "/run/bootc", alias: str = ALIAS, authfile: str | None = None
+    root: str,
+    *,
+    run: str = "/run/bootc",
+    alias: str = ALIAS,
+    authfile: str | None = None,
+    selinux: bool | None = None,
 ) -> BootcStorage:
     """The storage below `root`; if there is none, an empty one is made, in one step.
 
-    Nobody else may do that at the same time. Raises `BootcError`; then there is none.
+    `selinux` is whether to label it (default: if SELinux is on here). Nobody else may do that at
+    the same time. Raises `BootcError`; then there is none.
     """
     found = find_storage(root, run=run, authfile=authfile)
     if found is not None:
@@ -194,6 +206,8 @@ def make_storage(
         with step("make bootc's container storage"):
             made.run_podman("images", "--quiet")
             _need_made(temporary)
+            if os.path.exists(_SELINUX) if selinux is None else selinux:
+                _label(made)
             with fs.open_directory(temporary) as fd:
                 libc.syncfs(fd)
             _rename(temporary, f"{root}/{paths.STORAGE}")
@@ -218,6 +232,15 @@ def _need_made(path: str) -> None:
             f"podman made no {_IMAGES} in the new container storage {path}",
             hint="`podman --storage-driver overlay info` tells whether it can use overlayfs",
         )
+
+
+def _label(storage: BootcStorage) -> None:
+    """Label a storage as if it were podman's own: at that path, in a namespace of its own."""
+    program = process.need_program("restorecon", hint="install policycoreutils")
+    with confined(storage.path, storage.runroot, alias=_LABELED_AS) as made:
+        argv = [*made.argv, program, "-R", _LABELED_AS]
+        process.run(argv, env=made.env, pass_fds=made.fds, timeout=10 * _SHORT)
+    fs.write_atomic(f"{storage.path}/{_STAMP}", b"")
 
 
 def _rename(temporary: str, path: str) -> None:

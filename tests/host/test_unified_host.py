@@ -29,7 +29,7 @@ from bootc.deploy.source import open_image
 from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.unified import Unify, copies_allowed, fetch, find_unified_storage
 from bootc.errors import BootcError, find_hint
-from bootc.linux import mount
+from bootc.linux import blockdev, mount
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.fetch import claim_name, fetch_image
 from bootc.podman.storage import BootcStorage, find_storage, make_storage
@@ -175,7 +175,9 @@ def test_a_unified_system_stays_one_and_gives_back_what_it_does_not_need(
         assert any(isinstance(event, Done) for event in told.events)
         # Of each image podman gets the new layer, once; skopeo and podman a config each.
         new = json.loads((registry.layout / "index.json").read_text())["manifests"][0]["digest"]
-        manifest = json.loads(registry.find_blob(new).read_text())  # type: ignore[union-attr]
+        document = registry.find_blob(new)
+        assert document is not None
+        manifest = json.loads(document.read_text())
         layers = [layer["digest"] for layer in manifest["layers"]]
         assert [layer for layer in blobs_sent(registry) if layer in layers] == [layers[1]]
         reboot(machine)
@@ -384,6 +386,32 @@ def test_what_podman_could_not_make_is_not_there(
     made = make_storage(str(root), run=str(tmp_path / "run"))
     assert not left.exists()
     assert made.images() == ()
+
+
+def test_labels_are_those_of_podmans_own_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """restorecon sees the new storage at the path that the policy knows; others never do."""
+    programs, log = tmp_path / "bin", tmp_path / "log"
+    programs.mkdir()
+    fake = programs / "restorecon"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {log}; ls "$2" >> {log}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    root, before = tmp_path / "root", blockdev.read_mounts()
+    storage = make_storage(str(root), run=str(tmp_path / "run"), selinux=True)
+    words, *seen = log.read_text().splitlines()
+    assert words == "-R /var/lib/containers/storage"
+    assert "overlay-images" in seen
+    assert os.path.exists(f"{storage.path}/.bootc_labeled")
+    assert blockdev.read_mounts() == before
+    log.unlink()
+    make_storage(str(root), run=str(tmp_path / "run"), selinux=True)
+    assert not log.exists()
+    fake.write_text("#!/bin/sh\necho 'no policy' >&2\nexit 1\n")
+    with pytest.raises(BootcError, match="no policy"):
+        make_storage(str(tmp_path / "other"), run=str(tmp_path / "run"), selinux=True)
+    assert os.listdir(tmp_path / "other/composefs/bootc") == []
 
 
 def test_the_verbs_of_the_command_line(
