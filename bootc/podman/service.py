@@ -8,11 +8,13 @@ takes exactly descriptor 3, which is where bootc's storage has its run root.
 
 It ends by SIGTERM, then SIGKILL, with the block; by PR_SET_PDEATHSIG when we are killed; and
 where that is lost, as when SELinux changes its domain, by itself: `--time` seconds after the last
-connection was closed.
+connection was closed. Folders that killed ones have left are removed by the next one: who uses one
+holds its lock.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from bootc import process
+from bootc import fs, process
 from bootc.errors import BootcError, ProcessError
 from bootc.podman.command import Podman
 from bootc.podman.http import check_socket_path, connect
@@ -32,6 +34,8 @@ _READY_TIMEOUT = 90.0
 _IDLE_SECONDS = 60
 _SLICE = 0.2
 _TAIL = 2000
+_PREFIX = "api-"
+_NEW = 60.0
 _SOCKET = "podman.sock"
 _NOTIFY = "notify"
 
@@ -76,11 +80,28 @@ def api_service(
 
 @contextmanager
 def _own_folder(folder: str) -> Iterator[str]:
-    made = tempfile.mkdtemp(prefix="api-", dir=folder)
+    _remove_stale(folder)
+    made = tempfile.mkdtemp(prefix=_PREFIX, dir=folder)
     try:
-        yield made
+        with fs.open_directory(made) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_stale(folder: str) -> None:
+    """Remove what has no owner any more; a new folder gets its lock within the time that counts."""
+    for name in os.listdir(folder):
+        path = f"{folder}/{name}"
+        try:
+            if not name.startswith(_PREFIX) or time.time() - os.stat(path).st_mtime < _NEW:
+                continue
+            with fs.open_directory(path) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _wait(

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bootc import fs
 from bootc.errors import BootcError, FormatError, ProcessError, find_hint
 from bootc.podman.auth import find_auth_file, read_auth_file
 from bootc.podman.command import Podman, host_podman
@@ -329,10 +334,60 @@ def test_however_the_service_ends_the_block_cleans_up(fake: Fake, end: signal.Si
         kill_and_pull(fake, end)
 
 
+def test_what_killed_servers_left_is_removed_and_nothing_else(fake: Fake) -> None:
+    fake.plays(OK, DONE)
+    names = ("api-stale", "api-used", "api-new", "storage-run")
+    for name in names:
+        (fake.run / name).mkdir(parents=True)
+        (fake.run / name / "podman.sock").touch()
+        if name != "api-new":
+            os.utime(fake.run / name, (0, 0))
+    with fs.open_directory(fake.run / "api-used") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pulled(fake)
+        assert sorted(os.listdir(fake.run)) == ["api-new", "api-used", "storage-run"]
+    for name in names[1:]:
+        shutil.rmtree(fake.run / name)
+
+
 def test_read_line_passes_over_what_it_does_not_know() -> None:
     assert list(read_line(b'{"stream": " \\n"}', "x")) == []
     assert list(read_line(b'{"id": null, "error": ""}', "x")) == []
     assert list(read_line(json.dumps({"id": IMAGE}).encode(), "x")) == [IMAGE]
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["status", "current", "total", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from(["stream", "error", "id", "images", "pullProgress", "status", "y"])
+
+
+def understood(line: bytes) -> list[PullLine | str] | str:
+    """What a line says, or the error that it is."""
+    try:
+        return list(read_line(line, "answer"))
+    except BootcError as error:
+        return str(error)
+
+
+@given(st.dictionaries(_KEYS, _VALUES, max_size=5) | _VALUES)
+def test_any_json_is_understood_or_refused(value: object) -> None:
+    found = understood(json.dumps(value).encode())
+    if isinstance(found, str):
+        assert found.startswith("answer")
+    else:
+        assert all(isinstance(one, Text | Blob | str) for one in found)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_understood_or_refused(line: bytes) -> None:
+    found = understood(line)
+    assert found == [] or str(found).startswith("answer")
 
 
 def test_auth_files_are_read_as_containers_auth(tmp_path: Path) -> None:
