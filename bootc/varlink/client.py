@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
+EXEC_PATIENCE = 5.0
+"""Seconds that a program of `exec:` has to end by itself after the connection was closed."""
 _REPLY = frozenset(("parameters", "continues", "error"))
 # Descriptor 3 is the connection, as sd_listen_fds(3) wants it.
 _EXEC = (
@@ -180,7 +182,7 @@ class Client:
         return Upgraded(reply, sock, early)
 
     def close(self) -> None:
-        """Close the connection, and end the program of `exec:`."""
+        """Close the connection; the program of `exec:` ends then, or is ended."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
@@ -307,7 +309,14 @@ def _start(command: str, stack: ExitStack) -> socket.socket:
     try:
         with theirs:
             shell = ["/bin/sh", "-c", _EXEC, "sh", *argv]
-            stack.enter_context(process.running(shell, stdin=theirs.fileno()))
+            child = stack.enter_context(process.running(shell, stdin=theirs.fileno()))
+
+            def wait() -> None:
+                end = time.monotonic() + EXEC_PATIENCE
+                while child.poll() is None and time.monotonic() < end:
+                    time.sleep(0.002)
+
+            stack.callback(wait)
     except BaseException:
         ours.close()
         raise

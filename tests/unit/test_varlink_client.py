@@ -167,6 +167,25 @@ def test_exec_starts_a_server_on_the_connection(tmp_path: Path) -> None:
     assert report.read_text() == "([(3, 'varlink', False)], [], [False])"
 
 
+def test_exec_lets_the_server_end_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "slow"
+    path.write_text(
+        f"""#!{sys.executable}
+import sys, time
+sys.path.insert(0, {str(TOP)!r})
+from bootc.varlink import from_environment, serve
+from tests.varlinks import Handlers
+serve(Handlers().service(), [each.socket() for each in from_environment()])
+time.sleep(0.2)
+open({str(tmp_path / "ended")!r}, "w").close()
+"""
+    )
+    path.chmod(0o755)
+    with Client.connect(f"exec:{path}", timeout=30) as client:
+        assert client.call(f"{T}.Echo", {"text": "a"}).parameters == {"text": "a"}
+    assert (tmp_path / "ended").exists()
+
+
 def test_exec_of_what_is_no_program(tmp_path: Path) -> None:
     with (
         Client.connect(f"exec:{tmp_path}/nothing", timeout=30) as client,
