@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from bootc import fs
+from bootc import fs, paths
 from bootc.composefs.progress import Done, Event, OnProgress, Progress, Skipped, Started
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.sysroot import Sysroot
@@ -297,26 +297,32 @@ def copies_allowed(root: str) -> bool:
 
 
 def need_sharing(root: str, repository: str) -> None:
-    """Refuse, before anything is pulled, a file system that cannot share files' extents."""
-    if copies_allowed(root) or can_share(repository):
+    """Refuse, before anything is pulled, file systems that cannot share files' extents."""
+    storage = f"{root}/{paths.STORAGE}"
+    source = storage if os.path.isdir(storage) else repository
+    if copies_allowed(root) or can_share(source, repository):
         return
+    if os.stat(source).st_dev != os.stat(repository).st_dev:
+        why = f"{source} and {repository} are on two file systems"
+    else:
+        why = f"the file system of {repository} has no reflinks"
     raise BootcError(
-        f"the file system of {repository} has no reflinks, so each file would be stored twice",
+        f"{why}, so each file would be stored twice",
         hint="--allow-copy does that, and keeps doing it; btrfs and xfs have reflinks",
     )
 
 
-def can_share(folder: str) -> bool:
-    """Whether files on the file system of `folder` can share extents."""
+def can_share(source: str, target: str | None = None) -> bool:
+    """Whether a new file in the folder `target` can share extents with one in `source`."""
     flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
     try:
-        one = os.open(folder, flags, 0o600)
+        one = os.open(source, flags, 0o600)
     except OSError as error:
         if fs.lacks_tmpfile(error):
             return False
         raise
     try:
-        other = os.open(folder, flags, 0o600)
+        other = os.open(target or source, flags, 0o600)
         try:
             fs.write_all(one, bytes(_PROBE))
             return reflink.clone(other, one)

@@ -14,8 +14,9 @@ Where SELinux is on, its files get the labels that the policy has for podman's o
 the stamp `.bootc_labeled` says that they have. What comes later inherits them.
 
 podman alone writes into it. Which images it holds is read from `overlay-images/images.json`, an
-array of objects with `id`, `digest` (of the manifest), `names` and `layer`; podman replaces that
-file in one step, so no lock is needed to read it.
+array of objects with `id`, `names`, `digest` and `big-data-digests`. There `manifest` is the digest
+of the image's own manifest; `digest` may be that of an index by which it was pulled. podman replaces
+that file in one step, so no lock is needed to read it.
 """
 
 from __future__ import annotations
@@ -134,7 +135,11 @@ class BootcStorage:
 
 def _read_image(item: Reader) -> StoredImage:
     names = item.texts("names") if item.has("names") else []
-    return StoredImage(id=item.text("id"), digest=item.optional_text("digest"), names=tuple(names))
+    data = item.optional_table("big-data-digests")
+    digest = data.optional_text("manifest") if data is not None else None
+    return StoredImage(
+        id=item.text("id"), digest=digest or item.optional_text("digest"), names=tuple(names)
+    )
 
 
 def normalized(reference: str) -> str:

@@ -30,10 +30,11 @@ from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.unified import Unify, copies_allowed, fetch, find_unified_storage
 from bootc.errors import BootcError, find_hint
 from bootc.linux import blockdev, mount
+from bootc.oci.model import INDEX
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.fetch import claim_name, fetch_image
 from bootc.podman.storage import BootcStorage, find_storage, make_storage
-from tests.ocibuild import END, folder, member, sha256, write_layout
+from tests.ocibuild import END, folder, member, sha256, write_blob, write_layout
 from tests.sysroots import ImageContent, MockMachine
 from vmtests import podman
 from vmtests.registry import Fault, FaultKind, On, Registry, serve
@@ -194,6 +195,35 @@ def test_a_unified_system_stays_one_and_gives_back_what_it_does_not_need(
         (f"{registry.address}/os:bound", ImageType.LOGICAL),
     ]
     assert clean_up(machine.sysroot, assert_no_op=True).is_no_op
+
+
+def wrap_in_index(registry: Registry) -> None:
+    """What is published becomes one of two images of an index, as most registries have them."""
+    path = registry.layout / "index.json"
+    [entry] = json.loads(path.read_text())["manifests"]
+    own = {key: entry[key] for key in ("mediaType", "digest", "size")}
+    native = {"os": "linux", "architecture": "amd64"}
+    other = {**own, "digest": sha256(b"other"), "platform": {**native, "architecture": "s390x"}}
+    manifests = [other, {**own, "platform": native}]
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
+    entry |= {"mediaType": INDEX, **write_blob(registry.layout, index)}
+    path.write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def test_an_image_for_several_architectures(machine: MockMachine, registry: Registry) -> None:
+    wrap_in_index(registry)
+    first = booted_digest(machine)
+    assert set_unified(machine.sysroot, allow_copy=True).digest == first
+    publish(registry, "2")
+    [entry] = json.loads((registry.layout / "index.json").read_text())["manifests"]
+    wrap_in_index(registry)
+    made = upgrade(machine)
+    assert made.staged is not None
+    assert made.staged.digest == entry["digest"]
+    assert {one.digest for one in storage_of(machine).images()} == {first, entry["digest"]}
+    reboot(machine)
+    assert upgrade(machine).lines == (update.NO_UPDATE,)
+    check(machine)
 
 
 def test_a_switch_makes_a_system_unified(machine: MockMachine, registry: Registry) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bootc import paths
 from bootc.composefs.progress import Done, Event, Progress, Skipped, Started
-from bootc.deploy import unified
+from bootc.deploy import unified, update
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.image_list import ImageType, ListedImage, Which, list_images
 from bootc.deploy.progress import Observer, ProgressWriter, Stage
@@ -187,6 +187,13 @@ def test_a_damaged_list_of_images_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "overlay-images/images.json").write_text(text)
     with pytest.raises(FormatError, match=r"overlay-images/images\.json"):
         BootcStorage(path=str(tmp_path)).images()
+
+
+def test_an_image_that_was_pulled_by_an_index_has_its_own_digest(tmp_path: Path) -> None:
+    write_storage(tmp_path, [])
+    record = {"id": "x", "digest": TWO, "big-data-digests": {"manifest": ONE}, "names": None}
+    (tmp_path / "overlay-images/images.json").write_text(json.dumps([record]))
+    assert BootcStorage(path=str(tmp_path)).images() == (image(ONE, id="x"),)
 
 
 # -- A machine
@@ -377,13 +384,36 @@ def test_copies_are_allowed_once_and_for_all(tmp_path: Path) -> None:
     memory = "/dev/shm"  # tmpfs has no reflinks
     assert not unified.can_share(memory)
     with pytest.raises(BootcError, match="has no reflinks") as caught:
-        unified.need_sharing(str(tmp_path), memory)
+        unified.need_sharing(str(tmp_path / "none"), memory)
     assert "--allow-copy" in str(caught.value.hint)
     unified.permit_copies(str(tmp_path), False)
     assert not unified.copies_allowed(str(tmp_path))
     unified.permit_copies(str(tmp_path), True)
     unified.need_sharing(str(tmp_path), memory)
     unified.permit_copies(str(tmp_path), True)
+
+
+def test_a_storage_on_a_file_system_of_its_own_shares_nothing(tmp_path: Path) -> None:
+    (tmp_path / paths.STORAGE).mkdir(parents=True)
+    with pytest.raises(BootcError, match="/dev/shm are on two file systems, so each file"):
+        unified.need_sharing(str(tmp_path), "/dev/shm")
+
+
+def test_an_upgrade_of_a_unified_system_needs_podman(
+    machine: MockMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_storage(machine.root / paths.STORAGE, [image(ONE, NAME)])
+    unified.permit_copies(str(machine.root), True)
+    offer = LayoutSource(machine.image("2").removeprefix("oci:").rpartition(":")[0])
+    before = machine.menu()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BootcError, match="podman is not on PATH") as caught:
+        update.upgrade(
+            machine.sysroot, update.UpgradeOptions(), open_image=lambda image: nullcontext(offer)
+        )
+    assert "install podman" in str(caught.value.hint)
+    assert machine.menu() == before
+    assert not os.path.exists(machine.sysroot.staged_file)
 
 
 def test_a_system_that_is_not_unified_is_left_alone(
