@@ -6,117 +6,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from bootc import process
-from bootc.deploy import state
 from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.progress import Stage
 from bootc.deploy.sysroot import BUSY, BusyError, one_at_a_time
-from bootc.services.server import read_interface
-from bootc.varlink.client import Client
-from bootc.varlink.message import VarlinkError
-from tests.sysroots import ImageContent, MockMachine
+from bootc.varlink import Client, VarlinkError
+from tests.servicescene import PATIENCE, TOP, Scene, is_running, wait_until
+from tests.sysroots import ImageContent
 
-TOP = Path(__file__).resolve().parents[2]
 PROGRESS = json.loads((TOP / "bootc/data/schema/progress-v0.schema.json").read_text())
 UPDATE = "containers.bootc.update"
-INTERFACES = [read_interface(name) for name in (UPDATE, "containers.bootc.install")]
 BEFORE_STAGED = [Stage.PULLING, Stage.IMPORTING, Stage.MERGING, Stage.DEPLOYING]
-_ACTIVATE = 'exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
-_PATIENCE = 60.0
-
-
-class Scene:
-    """A mock machine with something to update to, and a service for it."""
-
-    def __init__(self, path: Path) -> None:
-        self.machine = MockMachine(path / "machine")
-        self.folder = path / "scene"
-        self.folder.mkdir()
-        self.lock = f"{path}/lock"
-        self.first = self.machine.install(self.machine.image("updates", ImageContent("1")))
-        self.machine.image("updates", ImageContent("2"))
-        self.file = path / "scene.json"
-        self.tell(None)
-
-    def tell(self, pause: Stage | None, *, idle: float = 600) -> None:
-        """Write what the service and its workers read; `pause`: where operations wait."""
-        told = {
-            "sysroot": asdict(self.machine.sysroot),
-            "lock": self.lock,
-            "pause": pause,
-            "idle": idle,
-            "folder": str(self.folder),
-        }
-        self.file.write_text(json.dumps(told))
-
-    @contextmanager
-    def service(self) -> Iterator[Any]:
-        """The service, as a process that ends with the block."""
-        path = f"{self.folder}/socket"
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen()
-            program = [sys.executable, f"{TOP}/tests/mockservice.py", "serve", str(self.file)]
-            argv = ["/bin/sh", "-c", _ACTIVATE, "sh", *program]
-            with process.running(argv, stdin=listener.fileno(), stdout=process.PIPE) as child:
-                try:
-                    yield child
-                finally:
-                    os.unlink(path)
-
-    def client(self) -> Client:
-        return Client.connect(
-            f"unix:{self.folder}/socket", interfaces=INTERFACES, timeout=_PATIENCE
-        )
-
-    def wait_for(self, name: str) -> int:
-        """The process id that the service or a worker wrote."""
-        path = self.folder / name
-        wait_until(path.exists)
-        return int(path.read_text())
-
-    def go(self) -> None:
-        (self.folder / "go").touch()
-
-    def staged(self) -> str | None:
-        mark = state.read_staged(self.machine.sysroot.staged_file)
-        return mark.deployment if mark else None
-
-    def is_as_before(self) -> None:
-        """Nothing is staged, and nothing of what was begun is in the way of the next one."""
-        assert self.staged() is None
-        assert not (self.machine.run / "reboot-required").exists()
-        assert self.machine.menu() == [self.first]
-        assert state.list_deployments(str(self.machine.root)) == [self.first]
-        self.machine.check_whole()
-
-
-def wait_until(reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not reached():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
 
 
 def is_free(path: str) -> bool:
@@ -171,7 +77,7 @@ def test_upgrade_with_more(scene: Scene) -> None:
         # Nobody is there any more: it ends by itself, and said nothing.
         assert child.stdout is not None
         assert child.stdout.read() == b""
-        assert child.wait(_PATIENCE) == 0
+        assert child.wait(PATIENCE) == 0
     finalize_staged(scene.machine.sysroot)
     assert scene.machine.reboot() == staged["verity"]
 
@@ -243,7 +149,7 @@ def test_options_that_cannot_be(
 
 
 def test_what_the_interface_does_not_know(scene: Scene) -> None:
-    with scene.service(), Client.connect(f"unix:{scene.folder}/socket") as client:
+    with scene.service(), Client.connect(f"unix:{scene.address}") as client:
         for parameters, field in (
             ({"speed": 1}, "speed"),
             ({"tag": 5}, "tag"),
@@ -333,7 +239,7 @@ def test_a_service_that_ends(stage: Stage, number: signal.Signals, scene: Scene)
         pid = scene.wait_for("paused")
         child.send_signal(number)
         wait_until(lambda: not is_running(pid))
-        assert child.wait(_PATIENCE) == (-number if number is signal.SIGKILL else 0)
+        assert child.wait(PATIENCE) == (-number if number is signal.SIGKILL else 0)
         if number is signal.SIGTERM:
             with pytest.raises(VarlinkError) as caught:
                 list(replies)
