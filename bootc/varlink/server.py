@@ -125,23 +125,24 @@ class Server:
             return
         client = _Client(sock, self.limits)
         with self._lock:
-            self._clients[client.fd] = client
             self._epoll.register(client.fd, select.EPOLLIN)
+            self._clients[client.fd] = client
 
     def _loop(self) -> None:
         busy = time.monotonic()
         paused = False
         while not self._stopping and (self._clients or self._listeners):
-            if self._clients:
-                busy = time.monotonic()
+            in_use = bool(self._clients)
             timeout = -1.0
-            if self._idle is not None and not self._clients:
+            if self._idle is not None and not in_use:
                 timeout = busy + self._idle - time.monotonic()
                 if timeout <= 0:
                     return
             if paused:
                 timeout = _PAUSE
             events = self._epoll.poll(timeout)
+            if in_use:
+                busy = time.monotonic()
             if paused:
                 self._watch_listeners(select.EPOLLIN)
                 paused = False

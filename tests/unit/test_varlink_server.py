@@ -508,11 +508,15 @@ def test_served_connections_end_the_server_and_idle_ends_it() -> None:
     thread.join(10)
     assert not thread.is_alive()
     address = f"@bootc-test-{os.getpid()}"
-    server = Server(service, [bind(address)], idle=0.15)
+    server = Server(service, [bind(address)], idle=0.4)
     thread = threading.Thread(target=server.run)
     thread.start()
     with Client.connect(f"unix:{address}") as client:
-        time.sleep(0.3)
+        time.sleep(0.6)
+        assert client.call(f"{T}.Echo", {"text": "a"}).parameters == {"text": "a"}
+    # The time begins anew when the last one has gone.
+    wait_until(lambda: not server._clients)
+    with Client.connect(f"unix:{address}") as client:
         assert client.call(f"{T}.Echo", {"text": "a"}).parameters == {"text": "a"}
     thread.join(10)
     assert not thread.is_alive()
