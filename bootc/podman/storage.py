@@ -15,8 +15,8 @@ the stamp `.bootc_labeled` says that they have. What comes later inherits them.
 
 podman alone writes into it. Which images it holds is read from `overlay-images/images.json`, an
 array of objects with `id`, `names`, `digest` and `big-data-digests`. There `manifest` is the digest
-of the image's own manifest; `digest` may be that of an index by which it was pulled. podman replaces
-that file in one step, so no lock is needed to read it.
+of the image's own manifest; `digest` may be that of an index by which it was pulled. That file is
+replaced in one step, so no lock is needed to read it.
 """
 
 from __future__ import annotations

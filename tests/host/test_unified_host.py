@@ -83,9 +83,9 @@ def publish(registry: Registry, version: str, tag: str = "1") -> str:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, registry: Registry) -> MockMachine:
-    """A machine that was installed from the registry."""
-    made = MockMachine(tmp_path / "machine")
+def machine(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> MockMachine:
+    """A machine that was installed from the registry; its path is short enough for a socket."""
+    made = MockMachine(tmp_path_factory.mktemp("m") / "m")
     made.install(publish(registry, "1"))
     registry.forget()
     return made
