@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,14 +72,20 @@ def _reflinked(setup: Setup) -> Row:
         raise BootcError("only root can mount a file system", hint="run it as root")
     mkfs = process.need_program("mkfs.btrfs", hint="apt-get install -y btrfs-progs")
     mount = process.need_program("mount", hint="apt-get install -y mount")
-    image, folder = setup.folder / "btrfs", setup.scratch("reflinks")
-    if not image.exists():
-        image.touch()
-        os.truncate(image, (SIZE << 20) * 6 + (1 << 30))
-        process.run([mkfs, "-q", str(image)])
-        process.run([mount, "-o", "loop", str(image), str(folder)])
-        atexit.register(process.run, ["umount", str(folder)], check=False)
+    image = setup.folder / "btrfs"
+    image.touch()
+    os.truncate(image, (SIZE << 20) * 6 + (1 << 30))
+    process.run([mkfs, "-q", str(image)])
+    # Not in the scratch folder, which is removed while this is still mounted.
+    folder = Path(tempfile.mkdtemp(prefix="bootc-bench-", dir=setup.folder.parent))
+    process.run([mount, "-o", "loop", str(image), str(folder)])
+    atexit.register(_unmount, folder)
     return _row(folder, setup, ratio_max=0.25)
+
+
+def _unmount(folder: Path) -> None:
+    process.run(["umount", str(folder)])
+    folder.rmdir()
 
 
 def _row(folder: Path, setup: Setup, *, ratio_max: float) -> Row:
