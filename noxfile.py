@@ -76,7 +76,7 @@ def cuts(session: nox.Session) -> None:
 
 @nox.session(name="tmt-full")
 def tmt_full(session: nox.Session) -> None:
-    """Every plan on every combination that is supported, and the machine cases."""
+    """Every plan, those about boots on every combination, and the machine cases."""
     session.run("python", "-m", "vmtests.main", "tmt-full", *session.posargs)
     if not session.posargs:
         env = {name: os.environ.get(name, value) for name, value in POWER_CUTS.items()}
