@@ -2,7 +2,7 @@
 """What `nox -s tmt`, `tmt-full` and `interop` run: image → disk → machines → results.
 
     python -m vmtests.main tmt [FILTER …]       the plans, with the options of the environment
-    python -m vmtests.main tmt-full [FILTER …]  every plan, and those about boots on every combination
+    python -m vmtests.main tmt-full [FILTER …]  every plan; those about boots on each combination
     python -m vmtests.main interop [FILTER …]   the plans by our runner and by tmt, compared
 
 Exit status, as tmt's: 0 all passed, 1 a test failed, 2 an error or our own infrastructure,
