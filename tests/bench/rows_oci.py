@@ -51,11 +51,12 @@ def _ours(setup: Setup, layout: Path) -> Side:
     repo = setup.folder / "oci-ours"
     argv = (sys.executable, "-c", _ENTRY, "--repo", str(repo), "oci", "pull", f"oci:{layout}", "t")
     env = {**_ENV, "PYTHONPYCACHEPREFIX": str(setup.folder / "pyc"), "PYTHONDONTWRITEBYTECODE": ""}
-    prepare = functools.partial(_new_repository, repo)
+    prepare = functools.partial(new_repository, repo)
     return Side(label="cfsctl oci pull", argv=argv, env=env, prepare=prepare)
 
 
-def _new_repository(path: Path) -> None:
+def new_repository(path: Path) -> None:
+    """An empty, insecure repository instead of what was there; everything is on the disk."""
     shutil.rmtree(path, ignore_errors=True)
     Repository.init(path, algorithm=Algorithm.SHA256, secure=False).close()
     os.sync()
@@ -87,7 +88,7 @@ def _reference(setup: Setup) -> Row:
     layout = _layout(setup)
     repo = setup.folder / "oci-theirs"
     argv = (program, "--repo", str(repo), "oci", "pull", f"oci:{layout}:latest", "t")
-    prepare = functools.partial(_new_repository, repo)
+    prepare = functools.partial(new_repository, repo)
     theirs = Side(label="the reference", argv=argv, env=_ENV, prepare=prepare)
     return Row(ours=_ours(setup, layout), theirs=theirs, ratio_max=1.2)
 
