@@ -5,7 +5,8 @@ A message is a JSON object in UTF-8 that ends with a NUL byte. A call has `metho
 the flags `more`, `oneway`, `upgrade`; a reply has `parameters`, `continues`, or `error`.
 
 Refused: bytes that aren't UTF-8, half a surrogate pair, two members of the same name, NaN and the
-like, nesting deeper than `DEPTH_MAX`.
+like, nesting deeper than `DEPTH_MAX`, more than `BRACKETS_MAX` arrays and objects (the brackets
+are counted, also those in strings): they cost far more memory than bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ else:
     Parameters = Mapping
 
 DEPTH_MAX = 100
+BRACKETS_MAX = 1 << 18
 
 
 class VarlinkError(BootcError):
@@ -150,6 +152,9 @@ _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def decode(data: bytes) -> dict[str, Any]:
     """Read one message, without its NUL. Raises `ValueError`: what is wrong with it."""
+    brackets = data.count(b"{") + data.count(b"[")
+    if brackets > BRACKETS_MAX:
+        raise ValueError(f"more than {BRACKETS_MAX} arrays and objects")
     try:
         text = data.decode()
         value = _decoder.decode(text)
@@ -165,7 +170,7 @@ def decode(data: bytes) -> dict[str, Any]:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    if data.count(b"{") + data.count(b"[") > DEPTH_MAX and _is_deep(value):
+    if brackets > DEPTH_MAX and _is_deep(value):
         raise ValueError(f"nested deeper than {DEPTH_MAX}")
     return value
 

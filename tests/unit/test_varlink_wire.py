@@ -40,6 +40,7 @@ BAD_JSON = {
     b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}": "nested deeper",
     b'{"a":' * (DEPTH_MAX + 1) + b"1" + b"}" * (DEPTH_MAX + 1): "nested deeper",
     b'{"a":' + b"9" * 5000 + b"}": "not JSON",
+    b'{"a":[' + b"[]," * (1 << 18) + b"1]}": "more than 262144 arrays and objects",
 }
 
 
