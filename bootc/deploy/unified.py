@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bootc import fs, paths
@@ -30,7 +30,7 @@ from bootc.deploy.sysroot import Sysroot
 from bootc.errors import BootcError, advised, chain_text
 from bootc.linux import reflink
 from bootc.log import show_size, step
-from bootc.oci.layout import ImageSource, open_source
+from bootc.oci.layout import ImageSource, LocalStorage, open_source
 from bootc.oci.model import read_config, read_manifest
 from bootc.oci.reference import ImageReference
 from bootc.podman.auth import find_auth_file
@@ -58,10 +58,23 @@ class Unify:
 NOT_UNIFIED = Unify()
 
 
-def open_stored(storage: BootcStorage, image: StoredImage) -> AbstractContextManager[ImageSource]:
-    """An image of the storage, to be imported."""
+@contextmanager
+def open_stored(storage: BootcStorage, image: StoredImage) -> Iterator[ImageSource]:
+    """An image of the storage, to be imported: its files can be shared, or copies are allowed."""
+    allowed = os.path.exists(f"{os.path.dirname(storage.path)}/{os.path.basename(ALLOW_COPY)}")
     where = f"[overlay@{storage.path}+{storage.runroot}]"
-    return open_source(f"containers-storage:{where}{image.id}")
+    with ExitStack() as stack:
+        with advised(
+            "the image cannot be taken over from bootc's container storage",
+            "with --allow-copy it is read through skopeo, if need be",
+        ):
+            source = stack.enter_context(
+                open_source(
+                    f"containers-storage:{where}{image.id}",
+                    local=LocalStorage.AUTO if allowed else LocalStorage.NATIVE,
+                )
+            )
+        yield source
 
 
 def find_unified_storage(sysroot: Sysroot) -> BootcStorage | None:

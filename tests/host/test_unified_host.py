@@ -361,6 +361,11 @@ def test_an_image_of_the_machines_storage_is_copied(tmp_path: Path) -> None:
     mine = ImageReference(image="localhost/mine", transport=Transport.CONTAINERS_STORAGE)
     fetched = fetch_image(storage, mine, lambda line: None)
     assert "localhost/mine:latest" in fetched.image.names
+    # An install in a container knows its image by the id alone.
+    by_id = ImageReference(image=image, transport=Transport.CONTAINERS_STORAGE)
+    again = fetch_image(storage, by_id, lambda line: None)
+    assert again.image.id == fetched.image.id == image
+    assert again.digest == fetched.digest
     none = ImageReference(image="localhost/none", transport=Transport.CONTAINERS_STORAGE)
     with pytest.raises(BootcError, match="there is no such image") as caught:
         fetch_image(storage, none, lambda line: None)

@@ -380,6 +380,20 @@ def test_both_halves_of_a_unified_pull_are_told_once(offered: LayoutSource) -> N
 # -- Reflinks
 
 
+def test_what_cannot_be_shared_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    storage = tmp_path / paths.STORAGE
+    write_storage(storage, [image(ONE, NAME)])
+    (storage / "overlay-layers").rename(storage / "vfs-layers")  # another driver's
+    found = find_storage(str(tmp_path))
+    assert found is not None
+    with (
+        pytest.raises(BootcError, match="cannot be taken over") as caught,
+        unified.open_stored(found, image(ONE)),
+    ):
+        pass
+    assert "--allow-copy" in str(caught.value.hint)
+
+
 def test_copies_are_allowed_once_and_for_all(tmp_path: Path) -> None:
     memory = "/dev/shm"  # tmpfs has no reflinks
     assert not unified.can_share(memory)
