@@ -197,6 +197,18 @@ def test_options_hold_for_what_clients_open(filled: Path) -> None:
     made.close()
 
 
+def test_handle_zero_is_the_repository_of_the_server(served: Served, filled: Path) -> None:
+    assert is_error(served.fails("ListImages", handle=0), "InvalidHandle", handle=0)
+    made = Served(Options(default=str(filled)))
+    for _ in range(2):
+        assert made.oci("ListImages", handle=0)["images"][0]["name"] == "app"
+        assert made.repository("CloseRepository", handle=0) == {}
+    made.close()
+    made = Served(Options(default=str(filled / "no")))
+    assert is_error(made.fails("ListImages", handle=0), "RepoNotFound")
+    made.close()
+
+
 def test_checking_and_collecting_tell_what_the_commands_tell(
     served: Served, filled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

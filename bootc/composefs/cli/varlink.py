@@ -5,7 +5,8 @@ With `--address PATH` a socket is made there, for its owner only, and removed at
 SIGINT). Without, the sockets are those that systemd, or `varlinkctl exec:cfsctl`, started us with.
 Started in this way, `cfsctl` without any command serves, too. Nothing is printed on stdout.
 
-The global options about how repositories are opened hold for all that clients open.
+The global options about how repositories are opened hold for all that clients open. A repository
+that they name is handle 0, so that a client need not open it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import os
 from contextlib import suppress
 
-from bootc.composefs.cli.common import Group, add_command
+from bootc.composefs.cli.common import Group, add_command, repository_path
 from bootc.errors import BootcError
 
 IDLE = 30.0
@@ -28,12 +29,14 @@ def _serve(args: argparse.Namespace) -> None:
     from bootc.composefs.services.serving import run
     from bootc.varlink import bind, from_environment, is_activated
 
+    named = args.repo is not None or args.user or args.system
     options = Options(
         erofs_version=args.erofs_version,
         insecure=args.insecure,
         upgrade=not args.no_upgrade,
         require_verity=args.require_verity,
         hash=args.hash,
+        default=os.path.abspath(repository_path(args)) if named else None,
     )
     if is_activated():
         if args.address is not None:

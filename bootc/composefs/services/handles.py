@@ -5,6 +5,10 @@ They count up from 1 in a process, so none is used twice, and they belong to a c
 else can use one, and all of a connection are closed when it ends. (The reference shares them among
 its clients and keeps what a client forgot.)
 
+Handle 0 is special: it is the repository that the server was told at its start (`cfsctl --repo PATH
+varlink`), if it was, and opened for each connection that uses it. So a client that makes a
+connection for each call, as varlinkctl does, can call everything.
+
 A repository stays open, with its lock, as long as somebody works on it, also if its handle is
 closed meanwhile.
 """
@@ -17,12 +21,14 @@ import threading
 from dataclasses import dataclass
 
 from bootc.composefs.repository import Repository
-from bootc.errors import BootcError
+from bootc.errors import BootcError, chain_text
 from bootc.varlink import Call, Connection, VarlinkError
 
 HANDLES_MAX = 64
 """Repositories that one connection may have open; each takes up to 260 descriptors."""
+DEFAULT = 0
 _STATE = "org.composefs.handles"
+_OPTIONS = "org.composefs.options"
 _numbers = itertools.count(1)
 
 
@@ -35,6 +41,13 @@ class Options:
     upgrade: bool = True
     require_verity: bool = False
     hash: str | None = None
+    default: str | None = None
+    """The path of the repository that is handle 0."""
+
+
+def new_number() -> int:
+    """A handle that was never used in this process."""
+    return next(_numbers)
 
 
 class Handle:
@@ -63,10 +76,9 @@ class Handles:
     def __init__(self) -> None:
         self._open: dict[int, Handle] = {}
 
-    def add(self, repo: Repository) -> int:
-        number = next(_numbers)
-        self._open[number] = Handle(repo)
-        return number
+    def add(self, repo: Repository, *, number: int) -> Handle:
+        made = self._open[number] = Handle(repo)
+        return made
 
     @property
     def is_full(self) -> bool:
@@ -101,11 +113,29 @@ def handles_of(connection: Connection) -> Handles:
 def need_handle(call: Call) -> Handle:
     """The one that the call's `handle` names, or its interface's InvalidHandle."""
     number = call.parameters["handle"]
-    found = handles_of(call.connection).find(number)
+    interface = call.method.rpartition(".")[0]
+    handles = handles_of(call.connection)
+    found = handles.find(number)
+    if found is None and number == DEFAULT:
+        found = _open_default(call, handles, interface)
     if found is None:
-        interface = call.method.rpartition(".")[0]
         raise VarlinkError(f"{interface}.InvalidHandle", {"handle": number})
     return found
+
+
+def _open_default(call: Call, handles: Handles, interface: str) -> Handle | None:
+    options = call.connection.state.get(_OPTIONS)
+    if not isinstance(options, Options) or options.default is None:
+        return None
+    try:
+        return handles.add(open_repository(options.default, options), number=DEFAULT)
+    except (BootcError, OSError) as error:
+        raise VarlinkError(f"{interface}.RepoNotFound", {"message": chain_text(error)}) from error
+
+
+def set_options(call: Call, options: Options) -> None:
+    """Let the connection of a call know how repositories are opened here."""
+    call.connection.state[_OPTIONS] = options
 
 
 def open_repository(path: str, options: Options) -> Repository:

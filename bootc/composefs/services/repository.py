@@ -13,6 +13,7 @@ from bootc.composefs.services.handles import (
     Options,
     handles_of,
     need_handle,
+    new_number,
     open_repository,
     user_repository,
 )
@@ -97,7 +98,8 @@ def open_(call: Call, options: Options) -> Reply:
         repo = open_repository(path, options)
     except (BootcError, OSError) as error:
         raise fail(REPOSITORY, "RepoNotFound", message=told(error)) from error
-    handle = handles.add(repo)
+    handle = new_number()
+    handles.add(repo, number=handle)
     return Reply(
         {
             "handle": handle,

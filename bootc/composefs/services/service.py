@@ -16,7 +16,7 @@ from functools import partial
 from importlib import import_module
 
 from bootc import __version__
-from bootc.composefs.services.handles import Options
+from bootc.composefs.services.handles import Options, set_options
 from bootc.composefs.services.replies import OCI, REPOSITORY, translated, translated_stream
 from bootc.varlink import Call, Handler, Reply, Service, Stream, VarlinkError, parse
 
@@ -64,14 +64,14 @@ def read_interface(name: str) -> str:
 
 def make_service(options: Options | None = None) -> Service:
     """Both interfaces. `options`: how repositories are opened."""
+    chosen = options or Options()
     service = Service(
         vendor="org.composefs",
         product="cfsctl",
         version=__version__,
         url="https://github.com/composefs/composefs-rs",
-        authorize=_authorize,
+        authorize=partial(_authorize, chosen),
     )
-    chosen = options or Options()
     for interface, methods in ((REPOSITORY, _REPOSITORY), (OCI, _OCI)):
         handlers = {
             name: _handler(interface, name, *where, chosen) for name, where in methods.items()
@@ -80,9 +80,10 @@ def make_service(options: Options | None = None) -> Service:
     return service
 
 
-def _authorize(call: Call) -> None:
+def _authorize(options: Options, call: Call) -> None:
     if call.peer.uid not in (0, os.geteuid()):
         raise VarlinkError("org.varlink.service.PermissionDenied")
+    set_options(call, options)
 
 
 def _handler(interface: str, name: str, module: str, function: str, options: Options) -> Handler:
