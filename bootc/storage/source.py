@@ -120,6 +120,11 @@ class StorageSource:
     def cancel(self) -> None:
         pass  # nobody waits here for anybody else's data
 
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """The layers, each once, from the lowest on."""
+        return tuple(self._layers)
+
     @contextmanager
     def open_layer(self, diff_id: str) -> Iterator[LayerReader]:
         """The layer with this diff id. Several threads may have layers open at once."""

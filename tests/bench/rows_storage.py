@@ -3,8 +3,8 @@
 
 The image is the sample tree as one layer, imported by podman into a store on the file system on
 which the repositories are. Both sides are our `cfsctl oci pull`; what differs is `--local-fetch`.
-The repositories do without fs-verity, which most hosts have not, and hard links are not to be had
-either, because the overlay driver's folder is mounted on itself: so what is measured is a copy.
+The repositories do without fs-verity, which most hosts have not. Where the file system has no
+reflinks, the direct way makes hard links; the other one always writes what it got.
 """
 
 from __future__ import annotations
