@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bootc.composefs.digest import Algorithm
+from bootc.composefs.dirfdstream import StreamWriter
 from bootc.composefs.layers import (
     ENTRIES_KEPT,
     SPOOL,
@@ -245,3 +246,56 @@ def import_stored_layer(
         entries=None if entries is None else tuple(entries),
         inlined=tar.inlined,
     )
+
+
+def write_stored_layer(
+    reader: LayerReader,
+    writer: StreamWriter,
+    slots: Sequence[int],
+    *,
+    may_read_all: bool = False,
+) -> None:
+    """Give a layer away as a splitdirfdstream, without copying what the receiver can open itself.
+
+    `slots[n]` is the number that the receiver knows `reader.directories[n]` by. Files that not
+    everybody may read travel in the stream, unless the receiver `may_read_all`, and so do those in
+    folders that not everybody may enter. The receiver verifies the diff id. Raises `FormatError`,
+    and `OSError` when the receiver went away.
+    """
+    open_to_all: dict[tuple[int, bytes], bool] = {}
+    directories = reader.directories
+    for piece in reader.pieces():
+        if isinstance(piece, bytes):
+            writer.metadata(piece)
+            continue
+        try:
+            if may_read_all or _is_open_to_all(piece, directories, open_to_all):
+                writer.file(piece.size, slots[piece.index], piece.name)
+                continue
+            for chunk in reader.read_chunks(piece):
+                writer.inline(chunk)
+        finally:
+            os.close(piece.fd)
+    writer.flush()
+
+
+def _is_open_to_all(
+    file: ContentFile, directories: Sequence[int], known: dict[tuple[int, bytes], bool]
+) -> bool:
+    """Whether anybody who has the directory's descriptor can open the file."""
+    if not os.fstat(file.fd).st_mode & stat.S_IROTH:
+        return False
+    folder = file.name.rpartition(b"/")[0]
+    while folder:
+        key = (file.index, folder)
+        if key not in known:
+            try:
+                found = os.stat(folder, dir_fd=directories[file.index], follow_symlinks=False)
+            except PermissionError:
+                known[key] = False
+            else:
+                known[key] = bool(found.st_mode & stat.S_IXOTH)
+        if not known[key]:
+            return False
+        folder = folder.rpartition(b"/")[0]
+    return bool(os.fstat(directories[file.index]).st_mode & stat.S_IXOTH)

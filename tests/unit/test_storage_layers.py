@@ -10,17 +10,23 @@ import os
 import random
 import stat
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bootc import process
+from bootc.composefs.blobs import Readable
 from bootc.composefs.digest import Algorithm
+from bootc.composefs.dirfdstream import FileBacked, StreamWriter, read_chunks
+from bootc.composefs.dirfdstream_import import PipeReader, receive_layer
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
+from bootc.composefs.storage_layers import write_stored_layer
 from bootc.composefs.stored import PulledImage
 from bootc.errors import BootcError, FormatError
 from bootc.oci.layout import LocalStorage, open_source
@@ -624,3 +630,43 @@ def test_an_image_with_several_manifests(tmp_path: Path) -> None:
         assert source.manifest == second
     with open_source(store.imgref(f"localhost/image@{sha256(first)}")) as source:
         assert source.manifest == first
+
+
+@pytest.mark.parametrize("may_read_all", [False, True])
+def test_a_layer_is_given_away_as_a_splitdirfdstream(tmp_path: Path, may_read_all: bool) -> None:
+    """What others may not read goes inline; the receiver gets the same layer either way."""
+    tar = system_tar(BIG)
+    store = store_with(tmp_path, tar)
+    files = store.diff(str(store.layers[0]["id"]))
+    (files / "usr/bin/large").chmod(0o600)
+    (files / "boot").chmod(0o700)
+    image = find_stored(store.imgref("image:1").removeprefix("containers-storage:"))
+    stream = tmp_path / "stream"
+    with StorageSource(image) as source, source.open_layer(sha256(tar)) as reader:
+        with stream.open("wb") as file:
+            write_stored_layer(reader, StreamWriter(file.fileno()), [5], may_read_all=may_read_all)
+        with stream.open("rb") as sent:
+            chunks = [chunk for chunk, _ in read_chunks(cast(Readable, sent))]
+        names = {chunk.name for chunk in chunks if isinstance(chunk, FileBacked)}
+        assert {chunk.index for chunk in chunks if isinstance(chunk, FileBacked)} == {5}
+        closed = {b"usr/bin/large", b"boot/vmlinuz"}
+        assert closed & names == (closed if may_read_all else set())
+        assert b"usr/big" in names
+        out, into = os.pipe()
+
+        def send() -> None:
+            with os.fdopen(into, "wb") as pipe:
+                pipe.write(stream.read_bytes())
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with Repository.init(tmp_path / "r", algorithm=Algorithm.SHA256, secure=False) as repo:
+            slots = [0, 0, 0, 0, 0, *reader.directories]
+            received = receive_layer(repo, PipeReader(out), slots, sha256(tar))
+        sender.join()
+        os.close(out)
+    with (
+        Repository.init(tmp_path / "s", algorithm=Algorithm.SHA256, secure=False) as repo,
+        open_source(write_layout(tmp_path / "oci", [tar])) as layout,
+    ):
+        assert pull(repo, layout, reference="x").layers[0].digest == received.digest
