@@ -36,6 +36,7 @@ SIZE = int(os.environ.get("BENCH_LAYER_MIB", "700"))
 _ENTRY = "import sys; from bootc.composefs.cli.main import entry; sys.exit(entry())"
 _RELAY = """
 import sys
+from bootc.composefs.dirfdstream_fds import Incoming
 from bootc.varlink import Client
 
 program, source, target, diff_id = sys.argv[1:]
@@ -51,7 +52,8 @@ with Client.connect(program) as client:
         fds += reply.fds.take_all()
         count = reply.parameters["dir_count"]
     asked = {"handle": handles[1], "diff_id": diff_id, "zerocopy": False}
-    client.call(f"{oci}.PutLayer", asked, fds[: count + 1])
+    with Incoming(fds, count) as got:
+        client.call(f"{oci}.PutLayer", asked, [got.stream, *got.directories])
 """
 
 
