@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 _WRONG_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
 _READABLE = 0o444
+_REPORT = 256 << 10
+"""Bytes after which progress is told: half of all contents are below 4 KiB."""
 
 
 class _Pieces:
@@ -57,6 +59,7 @@ class _Pieces:
         self._next: bytes | ContentFile | None = None
         self._chunks: Iterator[bytes] | None = None
         self._on_bytes = on_bytes
+        self._uncounted = 0
 
     def close(self) -> None:
         if isinstance(self._next, ContentFile):
@@ -66,7 +69,10 @@ class _Pieces:
     def count(self, data: bytes) -> bytes:
         """Take note of the next bytes of the tar."""
         self.hasher.update(data)
-        self._on_bytes(len(data))
+        self._uncounted += len(data)
+        if self._uncounted >= _REPORT:
+            self._on_bytes(self._uncounted)
+            self._uncounted = 0
         return data
 
     def read(self, size: int = -1, /) -> bytes:
@@ -123,6 +129,7 @@ class _StorageInput(ImportInput):
         if file is None:
             super().external(leaf, size)
             return
+        item: Item | None = None
         try:
             if self._base + self._at + size > self._max:
                 raise self._too_large()
@@ -130,13 +137,15 @@ class _StorageInput(ImportInput):
             self._run = 0
             item = self._item(leaf, file)
         finally:
-            os.close(file.fd)
+            if item is None or item.fd != file.fd:
+                os.close(file.fd)
         self._base += len(self._data) + size
         self._data, self._at = b"", 0
         self._put(item)
 
     def _item(self, leaf: Leaf, file: ContentFile) -> Item:
-        """The content, read and verified, in the cheapest way that is allowed."""
+        """The content, read and verified, in the cheapest way that is allowed; it may keep the
+        descriptor."""
         store, pieces = self._pool.store, self._pieces
         cloned = store.clone(file.fd)
         if cloned is not None:
@@ -169,7 +178,7 @@ class _StorageInput(ImportInput):
             if not small:
                 for chunk in pieces.reader.read_chunks(file):
                     pieces.count(chunk)
-            return Item(leaf, file.size, data, fd=os.dup(file.fd), route=Route.HARDLINKED)
+            return Item(leaf, file.size, data, fd=file.fd, route=Route.HARDLINKED)
         if small:
             return Item(leaf, file.size, data, route=Route.COPIED)
         return Item(leaf, file.size, fd=self._copy(file), route=Route.COPIED)

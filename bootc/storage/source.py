@@ -6,7 +6,7 @@ layers it names may have been compressed; those blobs are not in the store any m
 are the layers' tars, and they are verified by the diff ids of the config.
 
 As long as a `StorageSource` is open it holds the layers' locks of its stores, shared: podman can
-read and make containers, and waits before it adds or deletes layers.
+read, and waits before it adds or deletes a layer (a new container is one, too).
 """
 
 from __future__ import annotations
