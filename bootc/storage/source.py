@@ -5,8 +5,8 @@ The manifest is the one that podman got or made, so its digest is that of the im
 layers it names may have been compressed; those blobs are not in the store any more. What is there
 are the layers' tars, and they are verified by the diff ids of the config.
 
-As long as a `StorageSource` is open it holds the layers' locks of its stores, shared: podman can
-read, and waits before it adds or deletes a layer (a new container is one, too).
+As long as a `StorageSource` is open it holds the layers' locks of its stores, shared: podman waits
+before it adds or deletes a layer (podman 4 with nearly everything), so run no podman meanwhile.
 """
 
 from __future__ import annotations

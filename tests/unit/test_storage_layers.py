@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import json
 import os
@@ -28,8 +29,10 @@ from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.storage_layers import write_stored_layer
 from bootc.composefs.stored import PulledImage
+from bootc.deploy.source import open_image
 from bootc.errors import BootcError, FormatError
 from bootc.oci.layout import LocalStorage, open_source
+from bootc.oci.reference import OSTREE_REMOTE, parse_imgref
 from bootc.oci.tarstream import BLOCK
 from bootc.storage import tarsplit
 from bootc.storage.crc64 import crc64
@@ -670,3 +673,12 @@ def test_a_layer_is_given_away_as_a_splitdirfdstream(tmp_path: Path, may_read_al
         open_source(write_layout(tmp_path / "oci", [tar])) as layout,
     ):
         assert pull(repo, layout, reference="x").layers[0].digest == received.digest
+
+
+def test_updates_read_it_directly_unless_signatures_are_wanted(tmp_path: Path) -> None:
+    store = store_with(tmp_path, system_tar())
+    image = parse_imgref(store.imgref("image:1"))
+    assert isinstance(open_image(image), StorageSource)
+    # A policy that verifies is skopeo's to obey; where there is none that is said, not passed over.
+    with pytest.raises(BootcError):
+        open_image(dataclasses.replace(image, signature=OSTREE_REMOTE + "x"))
