@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bootc import fs
-from bootc.composefs.digest import Algorithm
+from bootc.composefs.digest import Algorithm, Buffer
 from bootc.composefs.dirfdstream import SOURCE, Data, FileBacked, StreamReader, open_beneath
+from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import ENTRIES_KEPT, SPOOL, ImportedLayer, ImportInput
 from bootc.composefs.objects import ObjectCounts, Route
 from bootc.composefs.pull import space_for_layer, writer_count
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _PIECE = 1 << 20
+_BUFFER = 256 << 10
 _WRONG_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -129,6 +131,7 @@ class _Contents:
         self._ahead: list[Data | FileBacked | None] = []
         self._fd = -1
         self._at = self._left = 0
+        self._buffer = memoryview(bytearray(_BUFFER))
 
     @property
     def digest(self) -> str:
@@ -148,7 +151,7 @@ class _Contents:
             self._ahead.append(chunk)
         return self._ahead[0]
 
-    def hash(self, data: bytes) -> None:
+    def hash(self, data: Buffer) -> None:
         self._hasher.update(data)
         self.size += len(data)
         if self.size > self._max:
@@ -214,8 +217,15 @@ class _Contents:
         return open_beneath(self._directories[chunk.index], chunk)
 
     def hash_file(self, fd: int, size: int) -> None:
-        for piece in read_pieces(fd, size):
-            self.hash(piece)
+        """Hash a file that is going to be stored as it is: through one buffer, in the cache."""
+        at = 0
+        while at < size:
+            count = os.preadv(fd, [self._buffer], at)
+            if not count:
+                raise FormatError(SOURCE, None, f"a file became shorter: {at} bytes of {size}")
+            count = min(count, size - at)
+            self.hash(self._buffer[:count])
+            at += count
 
 
 def read_pieces(fd: int, size: int) -> Iterator[bytes]:
@@ -374,7 +384,10 @@ def receive_layer(
                 pass
             return present
         before = repo.counts()
-        with WriterPool(repo.writable_objects(), writer_count()) as pool:
+        with (
+            DigestProcess() as hashing,
+            WriterPool(repo.writable_objects(), writer_count(), compute=hashing.digest) as pool,
+        ):
             if tar:
                 layer = _import_tar(repo, contents, pool, pipe, diff_id, limit, zerocopy=zerocopy)
             else:

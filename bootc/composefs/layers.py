@@ -33,7 +33,7 @@ SPOOL = 4 << 20
 BATCH_SIZE = 512 << 10
 BATCH_ITEMS = 24
 OUTSTANDING_MAX = 32 << 20
-"""Bytes of contents that may wait for the workers."""
+"""Bytes of contents that may wait for the workers in memory."""
 FILES_MAX = 96
 """Open files that may wait for them: several layers are read at once, and 1024 is a usual limit."""
 INLINE_RUN_MAX = 256 << 20
@@ -131,6 +131,7 @@ class ImportInput:
         self._segments.append(item)
         self._batch.items.append(item)
         self._batch.size += size
+        self._batch.memory += len(item.data)
         self._batch.files += item.fd >= 0
         if self._batch.size >= BATCH_SIZE or len(self._batch.items) >= BATCH_ITEMS:
             self._submit()
@@ -225,7 +226,7 @@ class ImportInput:
         batch, segments = self._batch, self._segments
         self._batch, self._segments = Batch(), []
         self._pending.append((batch, segments))
-        self._outstanding += batch.size
+        self._outstanding += batch.memory
         self._files += batch.files
         self._pool.submit(batch)
         while self._pending and (
@@ -241,7 +242,7 @@ class ImportInput:
         batch.done.wait()
         if batch.error is not None:
             raise batch.error
-        self._outstanding -= batch.size
+        self._outstanding -= batch.memory
         self._files -= batch.files
         for segment in segments:
             if isinstance(segment, bytes):

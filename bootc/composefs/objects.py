@@ -24,7 +24,7 @@ import os
 import stat
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -42,6 +42,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _COPIES = 10
 # What a hard link fails with when a copy would do: another file system, too many links, not ours.
 _NO_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOENT)
+
+
+Compute = Callable[[int, int, Algorithm], bytes]
 
 
 def object_path(digest: bytes) -> str:
@@ -286,11 +289,26 @@ class ObjectStore:
             self.discard(fd)
         return digest
 
-    def adopt(self, fd: int, size: int, *, route: Route = Route.WRITTEN) -> bytes:
-        """Make the file `fd` from `create`, written and `size` bytes long, an object; closes it."""
+    def adopt(
+        self,
+        fd: int,
+        size: int,
+        *,
+        route: Route = Route.WRITTEN,
+        compute: Compute | None = None,
+    ) -> bytes:
+        """Make the file `fd` from `create`, written and `size` bytes long, an object; closes it.
+
+        `compute` (descriptor, size, algorithm) finds its digest where the kernel doesn't.
+        """
         try:
             fd = self._finish(fd)
-            digest = self._measure(fd) if self._measures else digest_fd(fd, self.algorithm)
+            if self._measures:
+                digest = self._measure(fd)
+            elif compute is not None:
+                digest = compute(fd, size, self.algorithm)
+            else:
+                digest = digest_fd(fd, self.algorithm)
             self._link(fd, digest, size, route)
         finally:
             self.discard(fd)

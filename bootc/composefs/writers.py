@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from bootc.composefs.objects import ObjectStore, Route
+from bootc.composefs.objects import Compute, ObjectStore, Route
 from bootc.tree import External, Leaf
 
 
@@ -38,6 +38,8 @@ class Batch:
 
     items: list[Item] = field(default_factory=list)
     size: int = 0
+    memory: int = 0
+    """Bytes of contents that are held in memory."""
     files: int = 0
     """Items with an open file."""
     done: threading.Event = field(default_factory=threading.Event)
@@ -55,8 +57,12 @@ class WriterPool:
     """Threads that store batches, as long as the `with` block runs; leaving it by an error drops
     what has not begun."""
 
-    def __init__(self, store: ObjectStore, workers: int = 2) -> None:
+    def __init__(
+        self, store: ObjectStore, workers: int = 2, *, compute: Compute | None = None
+    ) -> None:
+        """`compute` finds the digests of files: see `ObjectStore.adopt`."""
         self.store = store
+        self._compute = compute
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._stopped = False
         self._threads = [
@@ -115,7 +121,7 @@ class WriterPool:
                 item.data = b""
             elif item.fd >= 0:
                 fd, item.fd = item.fd, -1
-                item.digest = store.adopt(fd, item.size, route=item.route)
+                item.digest = store.adopt(fd, item.size, route=item.route, compute=self._compute)
             elif not item.digest:
                 item.digest = store.store(item.data)
                 item.data = b""

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Digests by another process are those that this one computes, also when that process is gone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.hashing import LARGE, DigestProcess
+from tests.varlinks import open_fds
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGE, LARGE + 4097])
+def test_digests_are_the_same(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    before = open_fds()
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    with DigestProcess() as hashing:
+        for algorithm in (*Algorithm, *Algorithm):
+            assert hashing.digest(fd, size, algorithm) == digest_bytes(data, algorithm)
+    os.close(fd)
+    assert open_fds() == before
+
+
+def test_a_process_that_cannot_start_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(LARGE)
+    (tmp_path / "file").write_bytes(data)
+    (tmp_path / "false").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "false").chmod(0o755)
+    before = open_fds()
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "false"))
+    with DigestProcess() as hashing:
+        for algorithm in (*Algorithm, *Algorithm):
+            assert hashing.digest(fd, LARGE, algorithm) == digest_bytes(data, algorithm)
+    os.close(fd)
+    assert open_fds() == before
