@@ -11,6 +11,7 @@ from tests.fuzz.engine import FindingError, Target, load_target, run_own, target
 
 CORPUS = Path(fuzz.__file__).parent / "corpus"
 RUNS = {
+    "dirfdstream": 4000,
     "dump": 4000,
     "idl": 4000,
     "image": 2500,

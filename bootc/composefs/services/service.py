@@ -88,19 +88,17 @@ def _authorize(options: Options, call: Call) -> None:
 
 def _handler(interface: str, name: str, module: str, function: str, options: Options) -> Handler:
     fds = (0, _FDS_MAX) if name in _WITH_FDS else (0, 0)
-
-    def find() -> Callable[..., object]:
-        found: Callable[..., object] = getattr(import_module(f"{_PACKAGE}.{module}"), function)
-        return partial(found, options=options) if name in _WITH_OPTIONS else found
-
+    home = f"{_PACKAGE}.{module}"
     if name in _STREAMS:
 
         def stream(call: Call) -> Stream:
-            return find()(call)  # type: ignore[return-value]
+            found: Callable[[Call], Stream] = getattr(import_module(home), function)
+            return found(call)
 
         return Handler(handle=translated_stream(interface, stream), fds=fds)
 
     def answer(call: Call) -> Reply:
-        return find()(call)  # type: ignore[return-value]
+        found: Callable[..., Reply] = getattr(import_module(home), function)
+        return found(call, options) if name in _WITH_OPTIONS else found(call)
 
     return Handler(handle=translated(interface, answer), fds=fds)
