@@ -73,4 +73,4 @@ def test_fuzz_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert fuzz.main(["--input", str(file), "metadata"]) == 0
     assert "refused: meta.json at .version: is missing" in capsys.readouterr().out
     assert fuzz.main(["nothing"]) == 1
-    assert "no target 'nothing' (try: the targets are dump" in capsys.readouterr().err
+    assert "no target 'nothing' (try: the targets are dirfdstream, dump" in capsys.readouterr().err
