@@ -216,16 +216,20 @@ class _Contents:
             raise FormatError(SOURCE, self._reader.offset(), f"is more than {self._max} bytes")
         return open_beneath(self._directories[chunk.index], chunk)
 
-    def hash_file(self, fd: int, size: int) -> None:
-        """Hash a file that is going to be stored as it is: through one buffer, in the cache."""
+    def hash_file(self, fd: int, size: int, *, copy: int = -1) -> None:
+        """Hash a file that is going to be stored, and write it to `copy` if that is one.
+
+        Through one buffer that stays in the processor's cache."""
         at = 0
         while at < size:
             count = os.preadv(fd, [self._buffer], at)
             if not count:
                 raise FormatError(SOURCE, None, f"a file became shorter: {at} bytes of {size}")
-            count = min(count, size - at)
-            self.hash(self._buffer[:count])
-            at += count
+            piece = self._buffer[: min(count, size - at)]
+            if copy >= 0:
+                fs.write_all(copy, piece)
+            self.hash(piece)
+            at += len(piece)
 
 
 def read_pieces(fd: int, size: int) -> Iterator[bytes]:
@@ -307,9 +311,7 @@ def make_item(
         try:
             if own is None:
                 own, route = store.create(), Route.COPIED
-                for piece in read_pieces(source, size):
-                    fs.write_all(own, piece)
-                    contents.hash(piece)
+                contents.hash_file(source, size, copy=own)
             else:
                 _check_clone(own, size)
                 contents.hash_file(own, size)
