@@ -41,16 +41,6 @@ with storage.podman() as podman, api_service(podman, storage.run) as path:
     time.sleep(600)
 """
 
-FETCH = """
-import sys
-from bootc.oci.reference import parse_imgref
-from bootc.podman.fetch import fetch_image
-from bootc.podman.storage import BootcStorage
-storage = BootcStorage(path=sys.argv[1], run=sys.argv[2])
-image = parse_imgref(f"docker://{sys.argv[3]}")
-fetch_image(storage, image, lambda line: print(line, flush=True))
-"""
-
 
 @pytest.fixture(autouse=True)
 def _podman_that_works_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,29 +134,6 @@ def test_the_server_ends_with_us(storage: BootcStorage, end: signal.Signals) -> 
     with storage.podman() as command, api_service(command, storage.run) as again:
         assert again != path
     assert processes(storage) == []
-
-
-def test_a_pull_that_is_killed_leaves_a_whole_storage(
-    storage: BootcStorage, registry: Registry
-) -> None:
-    registry.faults = (Fault(kind=FaultKind.STALL, on=On.BLOBS, at=100),)
-    argv = [sys.executable, "-c", FETCH, storage.path, storage.run, f"{registry.address}/os:1"]
-    with process.running(argv, env={"PYTHONPATH": str(TOP)}, stdout=process.PIPE) as child:
-        assert child.stdout is not None
-        assert any(b"Copying blob" in line for line in child.stdout)
-        [server] = processes(storage)
-        ended = os.pidfd_open(server)
-        try:
-            os.kill(child.pid, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(ended, select.POLLIN)
-            assert poll.poll(20_000)
-        finally:
-            os.close(ended)
-    assert processes(storage) == []
-    assert storage.images() == ()
-    registry.faults = ()
-    assert pull(storage, registry) == storage.images()[0].id
 
 
 def interrupted(storage: BootcStorage) -> None:
