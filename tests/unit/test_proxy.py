@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,11 @@ def layers() -> list[bytes]:
 def pull_all(tmp_path: Path, events: list[Event] | None = None) -> Repository:
     repo = Repository.init(tmp_path / "repo", algorithm=Algorithm.SHA256, secure=False)
     report = events.append if events is not None else None
-    with open_source("docker://registry/image") as source:
-        pull(repo, source, reference="x", tag="t", readers=3, on_progress=report)
+    with ExitStack() as failed:
+        failed.enter_context(repo)
+        with open_source("docker://registry/image") as source:
+            pull(repo, source, reference="x", tag="t", readers=3, on_progress=report)
+        failed.pop_all()
     return repo
 
 
@@ -189,7 +193,11 @@ def test_a_registry_that_says_nothing_is_given_up_aloud(
     monkeypatch.setenv("FAKE_BAD", f"stall {sha256(tars[1])}")
     repo = Repository.init(tmp_path / "repo", algorithm=Algorithm.SHA256, secure=False)
     source = open_source("docker://registry/image", ProxyOptions(silence=1.0))
-    with source as opened, pytest.raises(BootcError, match=r"no data of .* for 1 s") as caught:
+    with (
+        repo,
+        source as opened,
+        pytest.raises(BootcError, match=r"no data of .* for 1 s") as caught,
+    ):
         pull(repo, opened, reference="x", tag="t")
     assert "check the network" in str(caught.value.hint)
     assert any(record.levelname == "WARNING" for record in caplog.records)
