@@ -51,6 +51,8 @@ FAST_ARGS = (
     "rcupdate.rcu_expedited=1",
     # No AF_VSOCK in these machines: systemd needn't load three modules to find that out.
     "systemd.ssh_auto=no",
+    # The hardware database, users and catalogs are the image's: nothing to be made at a first boot.
+    "systemd.condition_needs_update=no",
     # What udev would load for q35's parts and the CPU's features, and nothing here needs. Unpacking
     # and linking a module is slow under emulation, and so are emulated vector instructions.
     "modprobe.blacklist=kvm_amd,kvm_intel,ahci,aesni_intel,ghash_clmulni_intel,crct10dif_pclmul,"
