@@ -31,7 +31,7 @@ from bootc import fs
 from bootc.composefs.digest import Algorithm, Buffer
 from bootc.composefs.dirfdstream import SOURCE, Data, FileBacked, StreamReader, open_beneath
 from bootc.composefs.hashing import DigestProcess
-from bootc.composefs.layers import ENTRIES_KEPT, SPOOL, ImportedLayer, ImportInput
+from bootc.composefs.layers import SPOOL, ImportedLayer, ImportInput
 from bootc.composefs.objects import ObjectCounts, Route
 from bootc.composefs.pull import space_for_layer, writer_count
 from bootc.composefs.refs import parse_digest
@@ -41,7 +41,7 @@ from bootc.composefs.stored import layer_content_id, open_stream
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import BootcError, FormatError
 from bootc.oci.model import check_digest, digest_hasher
-from bootc.oci.tarstream import Entry, read_tar
+from bootc.oci.tarstream import Entry
 from bootc.tree import Inline, Leaf, Stat
 
 if TYPE_CHECKING:
@@ -435,26 +435,15 @@ def _import_tar(
     writer = SplitStreamWriter(repo.algorithm, OCI_LAYER)
     source = f"layer {diff_id}"
     tar = _StreamInput(contents, pool, writer, source, limit, zerocopy=zerocopy, check=pipe.check)
-    entries: list[Entry] | None = []
     try:
-        try:
-            for entry in read_tar(tar, source):
-                if entries is not None:
-                    entries.append(entry)
-                    if len(entries) > ENTRIES_KEPT:
-                        entries = None
-            tar.finish()
-        except FormatError as error:
-            if error.source != SOURCE:
-                # A wrong digest explains more than what the tar looks like.
-                _verify(contents, diff_id)
-            raise
-        _verify(contents, diff_id)
-    except BaseException:
-        tar.abort()
+        entries = tar.store_all()
+    except FormatError as error:
+        if error.source != SOURCE:
+            # A wrong digest explains more than what the tar looks like.
+            _verify(contents, diff_id)
         raise
-    found = None if entries is None else tuple(entries)
-    return ImportedLayer(stream=writer.finish(), entries=found, inlined=tar.inlined)
+    _verify(contents, diff_id)
+    return ImportedLayer(stream=writer.finish(), entries=entries, inlined=tar.inlined)
 
 
 def _verify(contents: _Contents, diff_id: str) -> None:

@@ -150,16 +150,27 @@ class ImportInput:
             if not self._data:
                 return
 
-    def finish(self) -> None:
-        """Wait for all contents and give the rest to the split stream."""
-        self._cut()
-        self._submit()
-        while self._pending:
-            self._complete()
+    def store_all(self) -> tuple[Entry, ...] | None:
+        """Store what the tar has; its entries, unless they are too many to keep.
 
-    def abort(self) -> None:
-        """Give up contents that no worker has got."""
-        self._batch.discard(self._pool.store)
+        When this returns all contents are stored and the split stream has the rest. When it raises,
+        contents that no worker has got are given up.
+        """
+        entries: list[Entry] | None = []
+        try:
+            for entry in read_tar(self, self._source):
+                if entries is not None:
+                    entries.append(entry)
+                    if len(entries) > ENTRIES_KEPT:
+                        entries = None
+            self._cut()
+            self._submit()
+            while self._pending:
+                self._complete()
+        except BaseException:
+            self._batch.discard(self._pool.store)
+            raise
+        return None if entries is None else tuple(entries)
 
     def _too_early(self) -> FormatError:
         return FormatError(self._source, self._base + len(self._data), "the tar ends too early")
@@ -289,23 +300,9 @@ def _import_tar(
 ) -> ImportedLayer:
     writer = SplitStreamWriter(algorithm, OCI_LAYER)
     tar = ImportInput(stream, pool, writer, source, unpacked_max)
-    entries: list[Entry] | None = []
-    try:
-        for entry in read_tar(tar, source):
-            if entries is not None:
-                entries.append(entry)
-                if len(entries) > ENTRIES_KEPT:
-                    entries = None
-        tar.finish()
-    except BaseException:
-        tar.abort()
-        raise
+    entries = tar.store_all()
     stream.verify()
-    return ImportedLayer(
-        stream=writer.finish(),
-        entries=None if entries is None else tuple(entries),
-        inlined=tar.inlined,
-    )
+    return ImportedLayer(stream=writer.finish(), entries=entries, inlined=tar.inlined)
 
 
 def import_blob(

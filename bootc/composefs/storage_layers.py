@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.dirfdstream import StreamWriter
 from bootc.composefs.layers import (
-    ENTRIES_KEPT,
     SPOOL,
     ImportedLayer,
     ImportInput,
@@ -36,7 +35,6 @@ from bootc.composefs.splitstream import OCI_LAYER, SplitStreamWriter
 from bootc.composefs.writers import Item, WriterPool
 from bootc.errors import BootcError, FormatError
 from bootc.oci.model import digest_hasher
-from bootc.oci.tarstream import Entry, read_tar
 from bootc.storage.layer import ContentFile, LayerReader
 from bootc.tree import Leaf
 
@@ -228,17 +226,8 @@ def import_stored_layer(
     writer = SplitStreamWriter(algorithm, OCI_LAYER)
     pieces = _Pieces(reader, diff_id, on_bytes)
     tar = _StorageInput(pieces, pool, writer, source, unpacked_max, zerocopy=zerocopy)
-    entries: list[Entry] | None = []
     try:
-        for entry in read_tar(tar, source):
-            if entries is not None:
-                entries.append(entry)
-                if len(entries) > ENTRIES_KEPT:
-                    entries = None
-        tar.finish()
-    except BaseException:
-        tar.abort()
-        raise
+        entries = tar.store_all()
     finally:
         pieces.close()
     found = f"{pieces.hasher.name}:{pieces.hasher.hexdigest()}"
@@ -250,11 +239,7 @@ def import_stored_layer(
             f"has the digest {found}, expected {diff_id}",
             hint="the image is damaged: remove it and pull it again with podman",
         )
-    return ImportedLayer(
-        stream=writer.finish(),
-        entries=None if entries is None else tuple(entries),
-        inlined=tar.inlined,
-    )
+    return ImportedLayer(stream=writer.finish(), entries=entries, inlined=tar.inlined)
 
 
 def write_stored_layer(
