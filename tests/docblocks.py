@@ -141,3 +141,24 @@ def _kept(said: str, printed: str) -> str:
     """What the document says if it fits, else what was printed."""
     pattern = ".*".join(re.escape(part) for part in said.split("…"))
     return said if re.fullmatch(pattern, printed) else printed
+
+
+def check_printed(document: Path, folder: Path, *, root: bool) -> None:
+    """The examples of `document` print what it says; UPDATE_GOLDENS=1 writes what they print."""
+    text = document.read_text()
+    found = Examples(folder, root=root).rewritten(text)
+    if os.environ.get("UPDATE_GOLDENS"):
+        document.write_text(found)
+    assert found == text
+
+
+def told_by_mypy(code: str, folder: Path) -> tuple[int, str]:
+    """What the type checker says of a program of somebody else's: exit status and output."""
+    path = folder / "examples.py"
+    path.write_text(code)
+    argv = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)]
+    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
+    return done.status, done.stdout
+
+
+WELL_TYPED = (0, "Success: no issues found in 1 source file\n")

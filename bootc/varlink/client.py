@@ -222,7 +222,9 @@ class Client:
             except Mismatch as error:
                 raise BootcError(f"{method}: {error}") from None
         try:
-            data = encode({"method": method, "parameters": sent, **flags})
+            # Without any they are left out: some servers take only that for a method without them.
+            given = {"parameters": sent} if sent else {}
+            data = encode({"method": method, **given, **flags})
         except (ValueError, TypeError) as error:
             raise BootcError(f"{method}: the parameters are no JSON: {error}") from error
         try:

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from bootc import process
-from tests.docblocks import TOP, Examples, python_code
+from tests.docblocks import TOP, WELL_TYPED, check_printed, python_code, told_by_mypy
 
 DOCUMENT = TOP / "docs/composefs.md"
 
@@ -18,23 +16,13 @@ DOCUMENT = TOP / "docs/composefs.md"
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="this isn't root")
 def test_all_examples_print_what_the_document_says(tmp_path: Path) -> None:
-    document = DOCUMENT.read_text()
-    found = Examples(tmp_path, root=True).rewritten(document)
-    if os.environ.get("UPDATE_GOLDENS"):
-        DOCUMENT.write_text(found)
-    assert found == document
+    check_printed(DOCUMENT, tmp_path, root=True)
 
 
 def test_the_examples_are_well_typed(tmp_path: Path) -> None:
     """As a program of somebody else's sees the types, strictly."""
-    path = tmp_path / "examples.py"
-    path.write_text(python_code(DOCUMENT.read_text()))
-    argv = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)]
-    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
-    assert (done.status, done.stdout) == (0, "Success: no issues found in 1 source file\n")
-    path.write_text("from bootc.composefs import Directory, nonsense\nDirectory(1)\n")
-    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
-    assert 'has no attribute "nonsense"' in done.stdout
-    path.write_text("from bootc.composefs import *\n\nDirectory(1)\n")
-    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
-    assert "incompatible type" in done.stdout
+    assert told_by_mypy(python_code(DOCUMENT.read_text()), tmp_path) == WELL_TYPED
+    code = "from bootc.composefs import Directory, nonsense\nDirectory(1)\n"
+    assert 'has no attribute "nonsense"' in told_by_mypy(code, tmp_path)[1]
+    code = "from bootc.composefs import *\n\nDirectory(1)\n"
+    assert "incompatible type" in told_by_mypy(code, tmp_path)[1]

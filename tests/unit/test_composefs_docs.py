@@ -6,20 +6,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from tests.docblocks import TOP, Examples, python_code, read_blocks
+from tests.docblocks import TOP, Examples, check_printed, python_code, read_blocks
 
 DOCUMENT = TOP / "docs/composefs.md"
 
 
 def test_examples_of_the_document_print_what_it_says(tmp_path: Path) -> None:
-    document = DOCUMENT.read_text()
-    found = Examples(tmp_path, root=False).rewritten(document)
-    if os.environ.get("UPDATE_GOLDENS"):
-        DOCUMENT.write_text(found)
-    assert found == document
+    check_printed(DOCUMENT, tmp_path, root=False)
 
 
 def test_a_wrong_example_is_noticed(tmp_path: Path) -> None:

@@ -6,33 +6,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
 
-from bootc import process
 from bootc.varlink.standard import SERVICE, TRANSPORT
 from bootc.varlink.wire import Limits
-from tests.docblocks import TOP, Examples, python_code
+from tests.docblocks import TOP, WELL_TYPED, check_printed, python_code, told_by_mypy
 
 DOCUMENT = TOP / "docs/varlink.md"
 
 
 def test_examples_of_the_document_print_what_it_says(tmp_path: Path) -> None:
-    document = DOCUMENT.read_text()
-    found = Examples(tmp_path, root=False).rewritten(document)
-    if os.environ.get("UPDATE_GOLDENS"):
-        DOCUMENT.write_text(found)
-    assert found == document
+    check_printed(DOCUMENT, tmp_path, root=False)
 
 
 def test_the_examples_are_well_typed(tmp_path: Path) -> None:
-    path = tmp_path / "examples.py"
-    path.write_text(python_code(DOCUMENT.read_text()))
-    argv = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)]
-    done = process.run(argv, cwd=TOP, env={"MYPYPATH": str(TOP)}, check=False)
-    assert (done.status, done.stdout) == (0, "Success: no issues found in 1 source file\n")
+    assert told_by_mypy(python_code(DOCUMENT.read_text()), tmp_path) == WELL_TYPED
 
 
 def test_all_errors_and_limits_are_told() -> None:
