@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from bootc import process
 from bootc.deploy.image import ImageFacts, read_facts
 from bootc.deploy.progress import Observer, Observers, ProgressLog
 from bootc.deploy.sysroot import one_at_a_time
@@ -138,5 +137,4 @@ def read_container(path: str) -> tuple[str, str]:
         raise BootcError("this is process 1 of its container", hint="add --pid=host")
     if os.stat("/proc/1").st_uid != 0:
         raise BootcError("process 1 is not root's: a user namespace", hint="run podman as root")
-    process.need_program("skopeo", hint="install skopeo in the image: it reads the image storage")
     return values["imageid"], values.get("image", "")
