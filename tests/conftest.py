@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What all tests begin with."""
+
+import signal
+
+# A shell that starts a program in the background makes it ignore SIGINT, and so do all that it
+# starts, whatever a test sends them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
