@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What all tests begin with."""
+"""A plugin of pytest that all tests begin with (pyproject.toml names it)."""
 
 import signal
 
