@@ -15,6 +15,7 @@ The table is a GPT. In order, with partition types of the Discoverable Partition
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ ROOT_TYPES = {
 }
 """The root types of the architectures that systemd-boot runs on, by uname's machine."""
 
+_APPEAR = 20.0
+"""Seconds in which new partitions must have come to stay."""
 _EDGES = 2 * MIB
 """For the table at both ends of the disk and the alignment."""
 _FLUFF = 96 * MIB
@@ -242,18 +245,26 @@ def apply_disk(plan: DiskPlan) -> Partitioned:
 
 
 def _wait_for_partitions(plan: DiskPlan, node: str) -> dict[int, str]:
-    """The kernel's names of the partitions; where it reads no GPT itself, it is told of them."""
+    """The kernel's names of the partitions, once they stay.
+
+    udev reads the table again when somebody who wrote to the disk closes it, and for that moment
+    there are none. A kernel that reads no GPT itself is told of them.
+    """
     want = {part.number for part in plan.partitions}
-    if not want <= set(blockdev.partition_names(plan.disk)):
+    deadline = time.monotonic() + _APPEAR
+    while True:
+        if os.path.exists("/run/udev/control"):
+            process.run(["udevadm", "settle", "--timeout=20"], timeout=60, check=False)
+        names = blockdev.partition_names(plan.disk)
+        if want <= set(names):
+            break
+        if time.monotonic() > deadline:
+            raise BootcError(
+                f"the kernel does not see the new partitions of {node}",
+                hint=f"end what uses the old ones, or run `partx -u {node}`",
+            )
         process.run(["partx", "--add", node], timeout=60, check=False)
-    names = blockdev.partition_names(plan.disk)
-    if not want <= set(names):
-        raise BootcError(
-            f"the kernel does not see the new partitions of {node}",
-            hint=f"end what uses the old ones, or run `partx -u {node}`",
-        )
-    if os.path.exists("/run/udev/control"):
-        process.run(["udevadm", "settle", "--timeout=20"], timeout=60, check=False)
+        time.sleep(0.1)
     for number in want:
         blockdev.wait_for_node(f"/dev/{names[number]}")
     return names
