@@ -20,14 +20,19 @@ import zstandard
 from bootc.errors import FormatError
 from bootc.oci.model import Compression, digest_hasher
 
-try:
-    from isal import isal_zlib as _inflate
-except ImportError:
-    _inflate = zlib
-
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+
+def _find_inflate() -> Any:
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib
+    return isal_zlib
+
+
+_inflate = _find_inflate()
 CHUNK = 1 << 20
 _AHEAD = 4
 """Chunks that wait at most between two threads."""
