@@ -128,11 +128,7 @@ def rollback(arguments: Namespace) -> None:
     wanted = _soft_reboot(arguments)
     with opened() as sysroot:
         plan = roll_back(sysroot)
-        soft = False
-        if plan.reverting:
-            restart.forget_next_root()
-        else:
-            soft = restart.prepare(wanted, sysroot, plan.order[0].id)
+        soft = restart.prepare_rollback(wanted, sysroot, plan)
     for line in plan.lines:
         render.say(line)
     _restart(arguments, restart.FOR_ROLLBACK, ready=True, soft=soft)

@@ -12,6 +12,7 @@ import os
 from enum import StrEnum
 
 from bootc.deploy import soft_reboot, state
+from bootc.deploy.rollback import RollbackPlan
 from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.update import Outcome
 
@@ -41,6 +42,11 @@ def prepare_staged(soft: SoftReboot | None, sysroot: Sysroot, outcome: Outcome) 
             forget_next_root()
         return False
     return prepare(soft, sysroot, mark.deployment)
+
+
+def prepare_rollback(soft: SoftReboot | None, sysroot: Sysroot, plan: RollbackPlan) -> bool:
+    """Make the next root of what is booted next, if that is wanted and isn't what runs already."""
+    return prepare(None if plan.reverting else soft, sysroot, plan.order[0].id)
 
 
 def prepare(soft: SoftReboot | None, sysroot: Sysroot, deployment: str) -> bool:

@@ -88,11 +88,7 @@ def rollback(task: Task, given: Given) -> Answer:
     task.interrupts.is_too_late = lambda: True
     with task.open_machine(writable=True) as sysroot:
         plan = roll_back(sysroot)
-        is_soft = False
-        if plan.reverting:
-            restart.forget_next_root()
-        else:
-            is_soft = restart.prepare(soft, sysroot, plan.order[0].id)
+        is_soft = restart.prepare_rollback(soft, sysroot, plan)
     outcome = Outcome(lines=plan.lines, changed=True, ready=True)
     return {"outcome": _outcome_reply(_restarted(given, outcome, is_soft, restart.FOR_ROLLBACK))}
 
