@@ -15,10 +15,21 @@ from pathlib import Path
 
 import zstandard
 
+from bootc.composefs.pull import pull
+from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage
+from bootc.oci.layout import open_source
 from bootc.storage.crc64 import crc64
+from bootc.storage.layer import open_layer
+from bootc.storage.opener import Opener
 from bootc.storage.records import big_data_name
-from tests.ocibuild import TYPES, sha256
+from bootc.storage.store import LayerIndex, Store
+from tests.ocibuild import END, TYPES, folder, header, member, pax, sha256
 
+FIRST = folder(b"usr") + END
+"""A layer below the one that is wrong: a pull may keep it, so that the next need not read it."""
+BIG = bytes(range(256)) * 20_000
+"""5,120,000 bytes: more than goes through memory."""
 Line = dict[str, object]
 
 
@@ -189,3 +200,55 @@ class StoreBuilder:
 
     def imgref(self, name: str) -> str:
         return f"containers-storage:[overlay@{self.root}+{self.root}-run]{name}"
+
+
+def odd_tar() -> bytes:
+    """Members of every kind that matters here, padding that is no zeros, bytes after the end."""
+    return (
+        folder(b"./")
+        + folder(b"usr")
+        + member(b"usr/empty")
+        + member(b"usr/64", b"x" * 64)
+        + header(b"usr/65", 65)
+        + b"y" * 65
+        + b"PADDING".ljust(447, b"!")
+        + member(b"usr/512", b"z" * 512)
+        + pax(path=b"usr/" + b"long" * 50)
+        + member(b"ignored", b"p" * 700)
+        + header(b"usr/hard", 0, b"1", link=b"usr/512")
+        + header(b"usr/soft", 0, b"2", link=b"/usr/512")
+        + member(b"usr/.wh.gone")
+        + member(b"usr/not-utf8-\xff", b"n" * 3000)
+        + END
+        + b"\0" * 9000
+        + b"after the end"
+    )
+
+
+def store_with(tmp_path: Path, *tars: bytes, how: str = "gzip") -> StoreBuilder:
+    store = StoreBuilder(root=tmp_path / "store")
+    store.add_image(list(tars), "localhost/image:1", how=how)
+    store.write()
+    return store
+
+
+def rebuilt(store: StoreBuilder, number: int = 0) -> bytes:
+    stores = (Store(root=str(store.root)),)
+    layer = LayerIndex(stores).find(str(store.layers[number]["id"]))
+    assert layer is not None
+    with Opener() as opener, open_layer(layer, stores, opener) as reader:
+        return b"".join(reader.read_tar())
+
+
+def pulled(repo: Repository, imgref: str, **options: bool) -> PulledImage:
+    with open_source(imgref) as source:
+        return pull(
+            repo, source, reference=imgref, tag="t", zerocopy=options.get("zerocopy", False)
+        )
+
+
+def nothing_is_published(repo: Repository) -> bool:
+    """No tag, manifest or config, and no layer but `FIRST`."""
+    streams = Path(repo.path) / "streams"
+    found = set(os.listdir(streams)) if streams.exists() else set()
+    return not list(repo.tags()) and found <= {"refs", f"oci-layer-{sha256(FIRST)}"}
