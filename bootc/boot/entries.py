@@ -8,7 +8,8 @@ On the ESP, for systemd-boot:
 
 The priority is 1 for the new deployment and 0 for the one before; with more, it goes down to 0. In
 the os id `-` becomes `_`, because grub reads the file name as name-version-release. systemd-boot
-sorts by sort-key, ascending: `bootc-<os id>-0` first.
+sorts by sort-key, ascending: `bootc-<os id>-0` first. What would make the name longer than a file
+system takes is cut off: first the version's end, then the os id's. The priority tells names apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ DEFAULT_OS_ID = "bootc"
 NAME_PREFIX = "bootc_"
 """Before the names of our entries' files."""
 _FILE_MAX = 1 << 20
+_NAME_MAX = 240
+"""Names have 255 characters at most, on vfat as elsewhere; a file that is written has 14 more."""
+_OS_ID_MAX = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9.+~_]")
 _SORT_KEY = re.compile(r"bootc-(.+)-[0-9]+")
 _log = logging.getLogger(__name__)
 
@@ -79,8 +84,9 @@ def arrange(wanted: Sequence[bls.Entry]) -> list[tuple[str, bls.Entry]]:
 
 
 def _file_name(os_id: str, version: str, priority: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9.+~_]", "_", version)
-    return f"bootc_{os_id.replace('-', '_')}-{safe}-{priority}.conf"
+    begin = f"{NAME_PREFIX}{_UNSAFE.sub('_', os_id)[:_OS_ID_MAX]}-"
+    end = f"-{priority}.conf"
+    return f"{begin}{_UNSAFE.sub('_', version)[: _NAME_MAX - len(begin) - len(end)]}{end}"
 
 
 def _placed(entry: bls.Entry, os_id: str, place: str) -> bls.Entry:

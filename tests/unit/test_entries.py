@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bootc.boot import bls, entries, loader_info
+from bootc import fs
+from bootc.boot import bls, entries, loader_info, menu
 from bootc.boot.entries import OsRelease
 from bootc.errors import FormatError
 from bootc.spec import Bootloader
@@ -47,6 +48,27 @@ def test_any_number_of_entries_is_sorted_as_wanted() -> None:
         entries.deployment_of(entry, name).digest
         for name, entry in bls.menu_order(entries.arrange(wanted))
     ] == ids
+
+
+@pytest.mark.parametrize(
+    ("os_id", "version"), [("long-" * 60, "1"), ("debian", "13." * 120), ("../x", "/" * 300)]
+)
+def test_names_are_cut_to_what_a_file_system_takes(
+    tmp_path: Path, os_id: str, version: str
+) -> None:
+    release = entries.OsRelease(os_id=os_id, title="T", version=version)
+    (tmp_path / "loader").mkdir()
+    wanted = [entries.make_entry(release, one, [f"composefs={one}"]) for one in (ID, OTHER)]
+    menu.write_staged(str(tmp_path), wanted)
+    menu.exchange(str(tmp_path))
+    [first, second] = sorted(os.listdir(tmp_path / "loader/entries"), reverse=True)
+    assert first.endswith("-1.conf")
+    assert second.endswith("-0.conf")
+    assert first[:-7] == second[:-7]
+    with fs.open_directory(tmp_path) as esp:
+        read = entries.read_entries(esp)
+    assert [entries.deployment_of(entry, name).digest for name, entry in read] == [ID, OTHER]
+    assert [entry.version for _, entry in read] == [version, version]
 
 
 def test_entry_text() -> None:
