@@ -130,7 +130,7 @@ def run_tmt(opts: BcvkInstallOpts, filters: Sequence[str], out: Path) -> RunResu
 def _tmt(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
     out = results_folder(opts)
     result = run_tmt(opts, filters, out)
-    answer(report.summary(result, out))
+    answer(report.summary(result, out) + report.tally(result))
     return result.exit_status
 
 

@@ -65,6 +65,13 @@ def summary(run: RunResult, folder: Path | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tally(run: RunResult) -> str:
+    """One closing line in the form that collectors of test results look for."""
+    passed = run.count(Outcome.PASS) + run.count(Outcome.INFO)
+    failed = sum(test.outcome.is_bad for test in run.tests)
+    return f"tests: {passed} passed, {failed} failed, {run.count(Outcome.SKIP)} skipped\n"
+
+
 def _clean(text: str) -> str:
     """`text` without terminal control and without what else XML 1.0 cannot hold."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", plain(text))

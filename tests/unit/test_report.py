@@ -162,6 +162,13 @@ def test_junit(written: Path) -> None:
     assert values["/tests/units subresult:/c.service"] == "fail"
 
 
+def test_tally_counts_every_test_once() -> None:
+    run = sample_run()
+    counts = [int(word) for word in re.findall(r"\d+", report.tally(run))]
+    assert sum(counts) == len(run.tests)
+    assert counts[1] == sum(test.outcome.is_bad for test in run.tests) > 0
+
+
 def test_summary() -> None:
     check_golden("summary.txt", report.summary(sample_run()))
 
