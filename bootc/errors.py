@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -45,6 +44,8 @@ class ProcessError(BootcError):
         self.stderr = stderr
         said = reason or (f"exit status {status}" if status is not None else "did not finish")
         tail = " | ".join(line for line in stderr.strip().splitlines()[-5:] if line.strip())
+        import shlex  # start-up time, which is felt where nothing failed
+
         line = shlex.join(self.argv)
         if len(line) > _SHOWN:
             line = f"{line[: _SHOWN - 20]} … {line[-18:]}"

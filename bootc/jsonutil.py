@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from bootc.errors import FormatError
+from bootc.records import dataclass
 
 # `typing` is not imported when the program runs: start-up time is felt.
 TYPE_CHECKING = False

@@ -3,80 +3,68 @@
 
 `with step("pull layers")` reports what a person waits for and how long it took.
 
-What happened to the machine is told to the journal, too: a record with a `MESSAGE_ID` (of 32
-hexadecimal digits, in `extra`) goes to journald's socket, when root runs the program and there is
-one. Source: systemd.io/JOURNAL_NATIVE_PROTOCOL.
+What happened to the machine is told to the journal, too (see journal). `logging` itself is imported
+when there is something to say: start-up time is felt.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_log = logging.getLogger("bootc.step")
-JOURNAL = "/run/systemd/journal/socket"
-_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from logging import Logger
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno >= logging.WARNING:
-            return f"{record.levelname.lower()}: {text}"
-        return text
+class _LaterLogger:
+    """The logger of that name, looked up when it is first asked for something."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, key: str) -> object:
+        ready()
+        import logging  # start-up time: most runs of `bootc status` have nothing to say
+
+        found: object = getattr(logging.getLogger(self._name), key)
+        return found
 
 
-class Journal(logging.Handler):
-    """Sends the records that have a `MESSAGE_ID` to journald, as fields; never fails."""
+if TYPE_CHECKING:
 
-    def __init__(self, socket_path: str = JOURNAL) -> None:
-        super().__init__(logging.INFO)
-        self._path = socket_path
+    def later_logger(name: str) -> Logger: ...
 
-    def emit(self, record: logging.LogRecord) -> None:
-        message_id = getattr(record, "MESSAGE_ID", None)
-        if message_id is None:
-            return
-        import socket  # start-up time: most runs have nothing to say here
+else:
 
-        fields = {
-            "MESSAGE": record.getMessage(),
-            "MESSAGE_ID": message_id,
-            "PRIORITY": str(next((n for at, n in _PRIORITIES if record.levelno >= at), 7)),
-            "SYSLOG_IDENTIFIER": "bootc",
-        }
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
-                one.connect(self._path)
-                one.send(b"".join(_journal_field(key, text) for key, text in fields.items()))
-        except OSError:
-            return
+    def later_logger(name):
+        """`logging.getLogger(name)`, at no cost yet: for modules that `bootc status` needs."""
+        return _LaterLogger(name)
 
 
-def _journal_field(key: str, text: str) -> bytes:
-    """KEY=text, or with a length where the text has more than one line."""
-    data = text.encode("utf-8", "replace")
-    if b"\n" not in data:
-        return b"%s=%s\n" % (key.encode(), data)
-    return b"%s\n%s%s\n" % (key.encode(), len(data).to_bytes(8, "little"), data)
+_log = later_logger("bootc.step")
+_pending: list[str] = []
 
 
 def setup(*, level: str | None = None) -> None:
     """Send log records to stderr; `BOOTC_LOG` (debug, info, warning) or `level` sets how many."""
-    wanted = level or os.environ.get("BOOTC_LOG", "info")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    if os.geteuid() == 0 and os.path.exists(JOURNAL):
-        root.addHandler(Journal())
-    root.setLevel(logging.getLevelNamesMapping().get(wanted.upper(), logging.INFO))
-    for noisy in ("paramiko", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    from bootc import journal
+
+    _pending.clear()
+    journal.setup(level or os.environ.get("BOOTC_LOG", "info"))
+
+
+def setup_later() -> None:
+    """`setup`, but when there is something to say, or when `ready` is called."""
+    _pending.append("setup")
+
+
+def ready() -> None:
+    """What `setup_later` put off: before calling modules that use `logging` themselves."""
+    if _pending:
+        setup()
 
 
 @contextmanager

@@ -11,11 +11,11 @@ An image reference is written `transport:image`; the canonical name of a registr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bootc.jsonutil import Json
 from bootc.oci.reference import ImageReference
+from bootc.records import dataclass
 
 API_VERSION = "org.containers.bootc/v1"
 KIND = "BootcHost"
@@ -186,8 +186,8 @@ class HostStatus:
 class Host:
     """The whole document."""
 
-    spec: HostSpec = field(default_factory=HostSpec)
-    status: HostStatus = field(default_factory=HostStatus)
+    spec: HostSpec = HostSpec()
+    status: HostStatus = HostStatus()
 
     def to_json(self) -> JsonObject:
         return {

@@ -15,10 +15,10 @@ sort-key, the rest. Several `options` lines are one, joined by a blank.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from bootc.boot import kargs
 from bootc.errors import FormatError
+from bootc.records import dataclass
 
 _ONCE = ("title", "version", "linux", "efi", "uki", "machine-id", "sort-key")
 

@@ -14,16 +14,15 @@ system takes is cut off: first the version's end, then the os id's. The priority
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from bootc import paths
 from bootc.boot import bls, kargs
 from bootc.errors import BootcError, FormatError
+from bootc.log import later_logger
+from bootc.records import dataclass, replace
 
 DEFAULT_OS_ID = "bootc"
 NAME_PREFIX = "bootc_"
@@ -32,9 +31,9 @@ _FILE_MAX = 1 << 20
 _NAME_MAX = 240
 """Names have 255 characters at most, on vfat as elsewhere; a file that is written has 14 more."""
 _OS_ID_MAX = 64
-_UNSAFE = re.compile(r"[^A-Za-z0-9.+~_]")
-_SORT_KEY = re.compile(r"bootc-(.+)-[0-9]+")
-_log = logging.getLogger(__name__)
+_UNSAFE = r"[^A-Za-z0-9.+~_]"
+_SORT_KEY = r"bootc-(.+)-[0-9]+"
+_log = later_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +47,8 @@ class OsRelease:
 
 def parse_os_release(text: str) -> OsRelease:
     """Read os-release; lines that aren't `KEY=value` in shell quoting are skipped."""
+    import shlex  # start-up time: `status` reads entries only
+
     found: dict[str, str] = {}
     for line in text.splitlines():
         key, equals, value = line.strip().partition("=")
@@ -84,9 +85,9 @@ def arrange(wanted: Sequence[bls.Entry]) -> list[tuple[str, bls.Entry]]:
 
 
 def _file_name(os_id: str, version: str, priority: str) -> str:
-    begin = f"{NAME_PREFIX}{_UNSAFE.sub('_', os_id)[:_OS_ID_MAX]}-"
+    begin = f"{NAME_PREFIX}{re.sub(_UNSAFE, '_', os_id)[:_OS_ID_MAX]}-"
     end = f"-{priority}.conf"
-    return f"{begin}{_UNSAFE.sub('_', version)[: _NAME_MAX - len(begin) - len(end)]}{end}"
+    return f"{begin}{re.sub(_UNSAFE, '_', version)[: _NAME_MAX - len(begin) - len(end)]}{end}"
 
 
 def _placed(entry: bls.Entry, os_id: str, place: str) -> bls.Entry:
@@ -95,7 +96,7 @@ def _placed(entry: bls.Entry, os_id: str, place: str) -> bls.Entry:
 
 def os_id_of(entry: bls.Entry) -> str:
     """The OS id in the sort key of an entry of ours."""
-    match = _SORT_KEY.fullmatch(entry.sort_key or "")
+    match = re.fullmatch(_SORT_KEY, entry.sort_key or "")
     return match[1] if match else DEFAULT_OS_ID
 
 

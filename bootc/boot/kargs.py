@@ -17,15 +17,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from bootc.errors import FormatError
+from bootc.records import dataclass
 
 ARCHITECTURES = {"ppc64le": "powerpc64", "ppc64": "powerpc64", "armv7l": "arm", "i686": "x86"}
 """uname's names that differ from those in `match-architectures`."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
-_DIGEST_ARG = re.compile(r"v([12])-sha(256|512)-12:([0-9a-f]+)")
+_DIGEST_ARG = r"v([12])-sha(256|512)-12:([0-9a-f]+)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +67,11 @@ def find(args: Iterable[str], key: str) -> str | None:
     return None
 
 
+def is_digest(text: str) -> bool:
+    """Whether this is a digest of a composefs image in hexadecimal, as an argument has it."""
+    return len(text) in (64, 128) and not text.strip("0123456789abcdef")
+
+
 def find_composefs(args: Sequence[str]) -> ComposefsArg | None:
     """The image that the command line names: `composefs.digest=` first, then `composefs=`.
 
@@ -77,14 +81,14 @@ def find_composefs(args: Sequence[str]) -> ComposefsArg | None:
         name, _, value = arg.partition("=")
         if name == "composefs.digest":
             bare = value.removeprefix("?")
-            match = _DIGEST_ARG.fullmatch(bare)
+            match = re.fullmatch(_DIGEST_ARG, bare)
             if match and len(match[3]) * 4 == int(match[2]):
                 return ComposefsArg(digest=match[3], insecure=value.startswith("?"))
     value = find(args, "composefs") or ""
     if not value:
         return None
     bare = value.removeprefix("?")
-    if not _DIGEST.fullmatch(bare):
+    if not is_digest(bare):
         raise FormatError("kernel command line", "composefs=", f"{value!r} is not a digest")
     return ComposefsArg(digest=bare, insecure=value.startswith("?"))
 

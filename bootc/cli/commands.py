@@ -9,17 +9,20 @@ from collections.abc import Callable
 
 from bootc import log
 from bootc.cli import render
-from bootc.cli.parser import Namespace
 from bootc.errors import BootcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bootc.cli.parser import Namespace
     from bootc.install.options import InstallOptions
 
 
 def run(arguments: Namespace) -> None:
     """Run the verb."""
-    log.setup()
+    if arguments.verb == "status":
+        log.setup_later()
+    else:
+        log.setup()
     if getattr(arguments, "not_yet", False):
         name = arguments.verb.replace(".", " ")
         raise BootcError(

@@ -212,7 +212,7 @@ def debug_quoted(path: str) -> str:
     return '"' + "".join(found) + '"'
 
 
-_PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.@+=,() -]*(:[A-Za-z0-9_/.@+=,()-]+)*")
+_PLAIN = r"[A-Za-z_/.][A-Za-z0-9_/.@+=,() -]*(:[A-Za-z0-9_/.@+=,()-]+)*"
 _WORDS = {"", "true", "false", "null", "yes", "no", "on", "off", "y", "n", "~", ".nan", ".inf"}
 
 
@@ -242,7 +242,7 @@ def to_yaml(value: Json, *, indent: int = 0) -> str:
 
 def _scalar(value: Json) -> str:
     if isinstance(value, str):
-        if value.lower() not in _WORDS and _PLAIN.fullmatch(value) and value == value.strip():
+        if value.lower() not in _WORDS and re.fullmatch(_PLAIN, value) and value == value.strip():
             return value
         if "\n" not in value and value.isprintable():
             return "'" + value.replace("'", "''") + "'"

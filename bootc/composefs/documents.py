@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
 
 from bootc.errors import BootcError
 from bootc.jsonutil import Reader, read_object
+from bootc.records import dataclass
 
 _HEADER = struct.Struct("<11sBHBBQQ")
 _RANGES = struct.Struct("<8Q")

@@ -24,7 +24,6 @@ it nothing is staged. In a reference, a registry's transport reads `docker://`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 
 from bootc import fs, jsonutil, paths
 from bootc.errors import BootcError, FormatError
@@ -35,6 +34,7 @@ from bootc.oci.reference import (
     Transport,
     parse_imgref,
 )
+from bootc.records import dataclass, replace
 from bootc.spec import BootType
 
 UNVERIFIED = "ostree-unverified-image:"

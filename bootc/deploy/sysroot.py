@@ -16,11 +16,9 @@ process at a time does so, the others wait. For reading nothing is mounted where
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from bootc import log, paths
 from bootc.boot import bls, entries, esp, kargs, loader_info
@@ -29,9 +27,11 @@ from bootc.deploy.messages import NO_ORIGIN
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.linux import blockdev, libc, mount
+from bootc.log import later_logger
+from bootc.records import dataclass
 from bootc.spec import Bootloader
 
-_log = logging.getLogger(__name__)
+_log = later_logger(__name__)
 
 BUSY = "another bootc is at work"
 _CONTAINER_VARIABLE = "container"

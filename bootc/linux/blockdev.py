@@ -23,9 +23,9 @@ import stat
 import struct
 import time
 import zlib
-from dataclasses import dataclass
 
 from bootc.errors import BootcError, FormatError
+from bootc.records import dataclass
 
 _BLKSSZGET = 0x1268
 _BLKGETSIZE64 = 0x80081272

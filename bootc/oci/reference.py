@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from bootc.errors import BootcError
+from bootc.records import dataclass
 
 CONTAINER_POLICY = "containerPolicy"
 OSTREE_REMOTE = "ostreeRemote:"

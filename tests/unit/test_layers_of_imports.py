@@ -21,8 +21,8 @@ ORDER = (
     ("oci", "storage", "podman", "spec", "paths"),
     ("initramfs",),
     ("varlink",),
-    ("process", "fs", "log", "jsonutil", "tree"),
-    ("linux", "errors"),
+    ("process", "fs", "log", "jsonutil", "journal", "tree"),
+    ("linux", "errors", "records"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bootc.log import Journal
+from bootc.journal import Journal
 
 ID = "0123456789abcdef0123456789abcdef"
 
