@@ -77,6 +77,12 @@ class Baseconfig(StrEnum):
     VAR_VOLATILE = "var-volatile"
 
 
+class Extra(StrEnum):
+    """Packages that our own base has besides: a folder of packaging/extras each."""
+
+    PODMAN = "podman"
+
+
 class Firmware(StrEnum):
     """What runs before the boot loader; `secure` enforces the keys of a directory of ours."""
 

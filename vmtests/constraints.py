@@ -4,7 +4,7 @@
 Three questions are kept apart:
 
 * is a combination *legal*: no machine could boot otherwise (`broken_rules`, rules C1 to C13 and
-  our own K1 and K2);
+  our own K1 to K3);
 * which legal one is *nearest* to what was asked for (`nearest_legal`);
 * can *this release* do it (`find_gaps`): legal, but "not yet".
 
@@ -22,6 +22,7 @@ from vmtests.axes import (
     Baseconfig,
     Bootloader,
     BootType,
+    Extra,
     Filesystem,
     Firmware,
     SealState,
@@ -60,6 +61,8 @@ class Situation:
     combination: Combination = Combination()
     baseconfigs: tuple[Baseconfig, ...] = ()
     kargs: tuple[str, ...] = ()
+    extras: tuple[Extra, ...] = ()
+    base: str = ""
     distro: str | None = None
     composefs_backend: bool | None = None
     bootloader_passed: bool | None = None
@@ -241,6 +244,13 @@ RULES: tuple[Rule, ...] = (
         text="a machine ⇒ a bootloader other than none",
         reason="nothing would start the kernel from the installed disk",
         breaks=lambda s: _loads_by(s, Bootloader.NONE),
+    ),
+    Rule(
+        name="K3",
+        text="extras ⇒ our own Debian base",
+        reason="they are Debian's packages, and a base that is given stays as it is",
+        breaks=lambda s: bool(s.extras) and bool(s.base),
+        remedy="unset BOOTC_extras, and name a base that has them",
     ),
 )
 

@@ -54,7 +54,7 @@ def image_inputs(opts: BcvkInstallOpts) -> Inputs:
         digests["BOOTC_base"] = opts.base
         digests["base image"] = found.text("Id")[:12] if found else "not pulled yet"
     else:
-        digests |= base.base_inputs(opts.mirror or base.MIRROR).digests
+        digests |= base.base_inputs(opts.mirror or base.MIRROR, opts.extras).digests
     digests |= {f"option {name}": value for name, value in opts.labels().items()}
     return Inputs(digests)
 
@@ -93,7 +93,7 @@ def why_rebuild(opts: BcvkInstallOpts) -> list[str]:
 
 def _base_image(opts: BcvkInstallOpts) -> str:
     if not opts.base:
-        return base.build_base(opts.mirror or base.MIRROR)
+        return base.build_base(opts.mirror or base.MIRROR, opts.extras)
     if podman.find_image(opts.base) is None:
         with step(f"pull {opts.base}"):
             podman.podman("pull", "--quiet", opts.base, timeout=1800)

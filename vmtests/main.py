@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootc.errors import BootcError
@@ -25,10 +25,11 @@ from vmtests import constraints, dev, disk, image, machine, paths, report, runne
 from vmtests import interop as interops
 from vmtests.axes import Initrd
 from vmtests.disk import BaseDisk
+from vmtests.guest_storage import podman_disks, with_podman
 from vmtests.image import BuiltImage
 from vmtests.machine import Machine
 from vmtests.options import BcvkInstallOpts
-from vmtests.plans import Plan, Start, load_plans, select_plans
+from vmtests.plans import Plan, PlanImage, Start, load_plans, select_plans
 from vmtests.results import RunResult
 from vmtests.runner import Settings
 from vmtests.session import Session, open_session
@@ -59,22 +60,42 @@ def results_folder(opts: BcvkInstallOpts) -> Path:
 
 
 class Provider:
-    """Machines for plans: from the booted-memory cache, or booted, as the plan says."""
+    """Machines for plans: from the booted-memory cache, or booted, with the image that they want.
 
-    def __init__(self, session: Session, base: BaseDisk, scratch: Path) -> None:
+    An image and its disk are made when the first plan wants them, and stay until the end.
+    """
+
+    def __init__(self, session: Session, scratch: Path, stack: ExitStack) -> None:
         self.session = session
-        self.base = base
         self.scratch = scratch
+        self._stack = stack
+        self._ready: dict[PlanImage, _Ready] = {}
 
     def __call__(self, plan: Plan) -> AbstractContextManager[Machine]:
-        return self._memory() if plan.start is Start.MEMORY else self._boot()
+        return self._memory() if plan.start is Start.MEMORY else self._boot(plan.image)
+
+    def prepare(self, wanted: PlanImage) -> _Ready:
+        """The image and its disk, from the cache or made now."""
+        found = self._ready.get(wanted)
+        if found is None:
+            opts = self.session.opts
+            if wanted is PlanImage.PODMAN:
+                opts = with_podman(opts)
+            built = image.build_image(opts)
+            image.check_image(built, opts)
+            base = self._stack.enter_context(
+                disk.installed_disk(built, opts, self.session.accel(), self.session.hypervisor)
+            )
+            found = self._ready[wanted] = _Ready(image=built, base=base)
+        return found
 
     @contextmanager
     def _memory(self) -> Iterator[Machine]:
         where = self.scratch / "memory"
-        spec = dev.installed_spec(self.base, where, name="bootc-tmt", session=self.session)
+        base = self.prepare(PlanImage.PLAIN).base
+        spec = dev.installed_spec(base, where, name="bootc-tmt", session=self.session)
         # The cache makes its own overlays; its entries must stand on what stays.
-        disks = tuple(replace(one, path=self.base.path) for one in spec.disks)
+        disks = tuple(replace(one, path=base.path) for one in spec.disks)
         spec = replace(spec, disks=disks)
         cache = paths.CACHE / MEMORY
         snapshot.prune_snapshots(cache)
@@ -83,40 +104,54 @@ class Provider:
             spec,
             key=self.session.key,
             cache=cache,
-            disk_key=self.base.key,
+            disk_key=base.key,
             scratch=self.scratch / "restored",
         ) as booted:
             yield booted
 
     @contextmanager
-    def _boot(self) -> Iterator[Machine]:
+    def _boot(self, wanted: PlanImage) -> Iterator[Machine]:
         where = self.scratch / "booted"
-        spec = dev.installed_spec(self.base, where, name="bootc-tmt", session=self.session)
-        with machine.start_machine(self.session.hypervisor(), spec, key=self.session.key) as booted:
-            yield booted
+        ready = self.prepare(wanted)
+        spec = dev.installed_spec(ready.base, where, name="bootc-tmt", session=self.session)
+        with ExitStack() as stack:
+            if wanted is PlanImage.PODMAN:
+                more = stack.enter_context(podman_disks(ready.image, where))
+                spec = replace(spec, disks=(*spec.disks, *more))
+            yield stack.enter_context(
+                machine.start_machine(self.session.hypervisor(), spec, key=self.session.key)
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """An image, and the disk that it is installed on."""
+
+    image: BuiltImage
+    base: BaseDisk
 
 
 @contextmanager
-def _provider(opts: BcvkInstallOpts) -> Iterator[Provider]:
-    built = image.build_image(opts)
-    image.check_image(built, opts)
+def _provider(opts: BcvkInstallOpts, plans: Sequence[Plan]) -> Iterator[Provider]:
+    """Machines for these plans; what most of them need is made before the first one begins."""
     with ExitStack() as stack:
         session = stack.enter_context(open_session(opts))
-        base = stack.enter_context(_disk(built, session))
         scratch = paths.MACHINES / session.name
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        yield Provider(session, base, scratch)
+        provide = Provider(session, scratch, stack)
+        if any(plan.image is PlanImage.PLAIN for plan in plans):
+            provide.prepare(PlanImage.PLAIN)
+        yield provide
 
 
-def _disk(built: BuiltImage, session: Session) -> AbstractContextManager[BaseDisk]:
-    return disk.installed_disk(built, session.opts, session.accel(), session.hypervisor)
-
-
-def run_tmt(opts: BcvkInstallOpts, filters: Sequence[str], out: Path) -> RunResult:
+def run_tmt(
+    opts: BcvkInstallOpts, filters: Sequence[str], out: Path, *, full: bool = False
+) -> RunResult:
     """The selected plans with `opts`, their reports in `out`."""
     known = context(opts)
-    select_plans(load_plans(paths.CHECKOUT, known), filters)  # before anything is built
-    with _provider(opts) as provide:
+    # Selected before anything is built.
+    plans = select_plans(load_plans(paths.CHECKOUT, known), filters, full=full)
+    with _provider(opts, plans) as provide:
         return runner.run_plans(
             filters,
             provide,
@@ -124,6 +159,7 @@ def run_tmt(opts: BcvkInstallOpts, filters: Sequence[str], out: Path) -> RunResu
             root=paths.CHECKOUT,
             context=known,
             settings=Settings(host_versions=host_versions(provide.session)),
+            full=full,
         )
 
 
@@ -159,7 +195,7 @@ def _tmt_full(given: BcvkInstallOpts, filters: Sequence[str]) -> int:
         out = results_folder(opts) / name
         try:
             wanted = filters or (() if context(opts) == default else _EVERYWHERE)
-            result = run_tmt(opts, wanted, out)
+            result = run_tmt(opts, wanted, out, full=True)
             status, said = result.exit_status, report.summary(result, out).splitlines()[-1]
         except BootcError as error:
             status, said = 2, str(error)
@@ -170,13 +206,15 @@ def _tmt_full(given: BcvkInstallOpts, filters: Sequence[str]) -> int:
 
 
 def _interop(opts: BcvkInstallOpts, filters: Sequence[str]) -> int:
-    with _provider(opts) as provide:
+    known = context(opts)
+    plans = select_plans(load_plans(paths.CHECKOUT, known), filters)
+    with _provider(opts, plans) as provide:
         compared = interops.compare_plans(
             filters,
             provide,
             results_folder(opts) / "interop",
             root=paths.CHECKOUT,
-            context=context(opts),
+            context=known,
             key=provide.session.key.private,
         )
     for name, results in compared.theirs.items():

@@ -26,6 +26,7 @@ from vmtests.axes import (
     Baseconfig,
     Bootloader,
     BootType,
+    Extra,
     Filesystem,
     Firmware,
     Initrd,
@@ -115,6 +116,15 @@ class BcvkInstallOpts:
             v.image_reference(),
             variable="BOOTC_base",
             summary="the image to build from; empty: our own Debian base",
+            stage=_IN_IMAGE,
+        ),
+    )
+    extras: tuple[Extra, ...] = field(
+        default=(),
+        metadata=v.option(
+            v.some_of(Extra),
+            variable="BOOTC_extras",
+            summary="packages that our own base has besides: podman, for unified storage",
             stage=_IN_IMAGE,
         ),
     )
@@ -305,6 +315,8 @@ class BcvkInstallOpts:
             baseconfigs=self.baseconfigs,
             kargs=self.kargs,
             distro=distro_of(self.base),
+            extras=self.extras,
+            base=self.base,
             composefs_backend=self.composefs_backend,
             bootloader_passed=self.composefs_backend,
             missing_verity_allowed=self.allow_missing_verity,
@@ -439,7 +451,7 @@ class BcvkInstallOpts:
         """The fields that an error names: what was asked for, and what the rules look at."""
         nearest = nearest_legal(situation, self._explicit())
         changed = {axis for one in nearest for axis in self.combination.changes_to(one)}
-        others = {"baseconfigs", "base", "kargs"} & self._explicit()
+        others = {"baseconfigs", "base", "extras", "kargs"} & self._explicit()
         shown = (set(AXES) & (self._explicit() | changed)) | others
         return [name for name in OPTIONS if name in shown] or list(AXES)
 

@@ -11,8 +11,14 @@ test   summary, description, test, path, framework: shell, duration, environment
        recommend, enabled, order, tag, tier, result, adjust, contact, author, component, id, link,
        extra-*
 
-`extra-machine` of a plan says what machine it starts on: `memory` (the booted-memory cache will do)
-or `boot` (one that booted for it).
+What a plan says to this kit alone:
+
+extra-machine  what machine it starts on: `memory` (the booted-memory cache will do), or `boot` (one
+               that booted for it; the default)
+extra-image    what image that has: `plain` (the default), or `podman`: with podman, and the machine
+               has two more disks: `storage`, podman's storage with that image, and `spare`
+extra-run      when it is run without a filter that names it: `always` (the default), or `full`:
+               by `tmt-full` only
 """
 
 from __future__ import annotations
@@ -49,6 +55,20 @@ class Start(StrEnum):
 
     MEMORY = "memory"
     BOOT = "boot"
+
+
+class PlanImage(StrEnum):
+    """What image a plan's machine runs."""
+
+    PLAIN = "plain"
+    PODMAN = "podman"
+
+
+class When(StrEnum):
+    """Which runs have a plan that no filter names."""
+
+    ALWAYS = "always"
+    FULL = "full"
 
 
 class Interpret(StrEnum):
@@ -89,6 +109,8 @@ class Plan:
     name: str
     summary: str
     start: Start
+    image: PlanImage = PlanImage.PLAIN
+    when: When = When.ALWAYS
     tests: tuple[Test, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     order: int = DEFAULT_ORDER
@@ -147,11 +169,13 @@ def load_plans(root: Path, context: Mapping[str, str | Sequence[str]]) -> tuple[
     return tuple(sorted(complete, key=lambda plan: (plan.order, plan.name)))
 
 
-def select_plans(plans: Sequence[Plan], filters: Sequence[str]) -> tuple[Plan, ...]:
+def select_plans(
+    plans: Sequence[Plan], filters: Sequence[str], *, full: bool = False
+) -> tuple[Plan, ...]:
     """The plans whose name contains one of `filters`; of other plans, the tests whose name does.
 
-    No filter selects everything. A filter that selects nothing is refused, and so is an outcome
-    with no test at all.
+    No filter selects everything, without `full` all but the plans for full runs. A filter that
+    selects nothing is refused, and so is an outcome with no test at all.
     """
     names = [plan.name for plan in plans] + [test.name for plan in plans for test in plan.tests]
     for text in filters:
@@ -163,6 +187,8 @@ def select_plans(plans: Sequence[Plan], filters: Sequence[str]) -> tuple[Plan, .
     chosen = []
     for plan in plans:
         tests = plan.tests
+        if not filters and plan.when is When.FULL and not full:
+            continue
         if filters and not any(text in plan.name for text in filters):
             tests = tuple(test for test in tests if any(text in test.name for text in filters))
         if tests:
@@ -271,10 +297,20 @@ def _read_plan(name: str, reader: Reader) -> Plan:
     _one_of(execute, "how", "tmt", ["tmt"])
     _refuse_unknown(execute, {"how"}, "is not supported: name tests by discover")
     start = _one_of(reader, "extra-machine", Start.BOOT, [str(item) for item in Start])
+    image = _one_of(reader, "extra-image", PlanImage.PLAIN, [str(item) for item in PlanImage])
+    when = _one_of(reader, "extra-run", When.ALWAYS, [str(item) for item in When])
+    if image != PlanImage.PLAIN and start != Start.BOOT:
+        raise FormatError(
+            reader.source,
+            ".extra-image",
+            f"{image} needs a machine that boots: extra-machine: boot",
+        )
     return Plan(
         name=name,
         summary=reader.optional_text("summary") or "",
         start=Start(start),
+        image=PlanImage(image),
+        when=When(when),
         tests=(),
         environment=_environment(reader),
         order=_order(reader),

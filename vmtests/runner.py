@@ -138,6 +138,7 @@ def run_plans(
     root: Path,
     context: Mapping[str, str | Sequence[str]],
     settings: Settings | None = None,
+    full: bool = False,
 ) -> RunResult:
     """Run the selected plans below `root` one after the other, and write the reports to `out_dir`.
 
@@ -145,7 +146,7 @@ def run_plans(
     are also written when the run is interrupted.
     """
     settings = settings or Settings()
-    plans = select_plans(load_plans(root, context), filters)
+    plans = select_plans(load_plans(root, context), filters, full=full)
     _fresh(out_dir)
     started, clock = datetime.now(UTC), time.monotonic()
     runs = [_PlanRun(plan, out_dir, settings) for plan in plans]

@@ -68,7 +68,7 @@ def find_kernel(tree: Path, name: str) -> Path:
     return found[0]
 
 
-def _tree_size(tree: Path) -> int:
+def tree_size(tree: Path) -> int:
     """Bytes in whole 4 KiB blocks, and one more block an inode."""
     total = 0
     for folder, folders, names in os.walk(tree):
@@ -93,14 +93,14 @@ def _export(image: BuiltImage, folder: Path) -> None:
         kernel = find_kernel(tree, image.name)
         shutil.copy(kernel / "vmlinuz", folder / "vmlinuz")
         shutil.copy(kernel / "initramfs.img", folder / "initramfs.img")
-        make_ext4(tree, folder / "tree.ext4", _tree_size(tree) + _SLACK, "tree")
+        make_ext4(tree, folder / "tree.ext4", tree_size(tree) + _SLACK, "tree")
     with (
         step(f"copy {image.name} as an OCI layout onto a disk"),
         tempfile.TemporaryDirectory(prefix="layout-", dir=folder) as scratch,
     ):
         layout = Path(scratch) / "oci"
         save_layout(image, layout)
-        make_ext4(Path(scratch), folder / "layout.ext4", _tree_size(layout) + (32 << 20), "layout")
+        make_ext4(Path(scratch), folder / "layout.ext4", tree_size(layout) + (32 << 20), "layout")
 
 
 def save_layout(image: BuiltImage, folder: Path) -> None:

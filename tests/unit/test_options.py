@@ -18,6 +18,7 @@ from vmtests.axes import (
     Baseconfig,
     Bootloader,
     BootType,
+    Extra,
     Filesystem,
     Firmware,
     SealState,
@@ -159,6 +160,10 @@ RULE_CASES: dict[str, tuple[Situation, Situation]] = {
     ),
     "K1": (Situation(combination=UKI, kargs=("quiet",)), Situation(kargs=("quiet",))),
     "K2": (Situation(combination=NONE), Situation(combination=GRUB)),
+    "K3": (
+        Situation(extras=(Extra.PODMAN,), base="quay.io/x/y"),
+        Situation(extras=(Extra.PODMAN,)),
+    ),
 }
 
 
@@ -274,6 +279,8 @@ def test_the_nearest_of_a_legal_one_is_itself() -> None:
         ),
         ({"BOOTC_bootloader": "none"}, "K2", "set BOOTC_bootloader=systemd"),
         ({"BOOTC_boot_type": "uki", "BOOTC_kargs": "quiet"}, "K1", "unset BOOTC_kargs"),
+        ({"BOOTC_extras": "podman", "BOOTC_base": "x/y"}, "K3", "unset BOOTC_extras"),
+        ({"BOOTC_extras": "podmam"}, "is none of", "did you mean podman?"),
         (
             {"BOOTC_base": "quay.io/centos-bootc/centos-bootc:stream9"},
             "C8",
@@ -345,6 +352,7 @@ def some_options() -> Iterator[BcvkInstallOpts]:
     yield replace(PLAIN, kargs=("a=b c", "-x", "console=ttyS0", "it's"), nocache=True)
     yield replace(PLAIN, disk_size=2560 << 20, memory=1536, vcpus=1, log_dir="/var/tmp/a b")
     yield replace(PLAIN, baseconfigs=tuple(Baseconfig), base="quay.io/x/y:1@sha256:ab")
+    yield replace(PLAIN, extras=tuple(Extra), base_img="localhost/other")
     yield replace(PLAIN, libvirt_uri="qemu:///session", mirror="file:///srv/debian")
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from bootc.errors import BootcError, FormatError
-from vmtests.plans import Interpret, Start, load_plans, parse_duration, select_plans
+from vmtests.plans import (
+    Interpret,
+    PlanImage,
+    Start,
+    When,
+    load_plans,
+    parse_duration,
+    select_plans,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONTEXT = {"distro": "debian-13", "filesystem": "ext4"}
@@ -112,6 +120,22 @@ def test_select(tmp_path: Path) -> None:
     assert [[test.name for test in plan.tests] for plan in by_test] == [["/tests/first"]] * 2
 
 
+def test_a_plan_for_full_runs_has_to_be_named(tmp_path: Path) -> None:
+    plans = load_plans(make_tree(tmp_path, PLANS + "    extra-run: full\n"), CONTEXT)
+    assert [plan.when for plan in plans] == [When.FULL, When.ALWAYS]
+    assert [plan.name for plan in select_plans(plans, [])] == ["/plans/slow"]
+    assert len(select_plans(plans, [], full=True)) == 2
+    assert [plan.name for plan in select_plans(plans, ["quick"])] == ["/plans/quick"]
+
+
+def test_what_image_a_plan_wants(tmp_path: Path) -> None:
+    text = PLANS.replace("extra-machine: memory", "extra-image: podman")
+    assert [plan.image for plan in load_plans(make_tree(tmp_path, text), CONTEXT)] == [
+        PlanImage.PODMAN,
+        PlanImage.PLAIN,
+    ]
+
+
 @pytest.mark.parametrize("filters", [["nothing"], ["slow", "nothing"]])
 def test_a_filter_that_selects_nothing(tmp_path: Path, filters: list[str]) -> None:
     plans = load_plans(make_tree(tmp_path), CONTEXT)
@@ -141,6 +165,9 @@ def test_nothing_enabled(tmp_path: Path) -> None:
         (PLANS, TESTS + "/odd:\n    environment:\n        A: [1]\n", r"at .environment.A: must"),
         (PLANS, TESTS + "/odd:\n    adjust: 3\n", "adjust"),
         (PLANS.replace("memory", "cloud"), TESTS, r"at .extra-machine: is 'cloud', must be memory"),
+        (PLANS + "    extra-image: podman\n", TESTS, "at .extra-image: podman needs a machine"),
+        (PLANS + "    extra-image: docker\n", TESTS, "at .extra-image: is 'docker', must be plain"),
+        (PLANS + "    extra-run: never\n", TESTS, "at .extra-run: is 'never', must be always"),
         (PLANS.replace("/second,", "'[',"), TESTS, "is not a regular expression"),
         (PLANS.replace("/second,", "/third,"), TESTS, "'/third' matches no test"),
         (PLANS.replace("how: tmt", "how: upgrade"), TESTS, "at .execute.how: is 'upgrade'"),
