@@ -13,7 +13,10 @@ Where a FileBacked chunk is what the parser wants next, a content of more than 6
 itself becomes the object: an object that is here already and has that name is used if the kernel
 vouches for it; else the extents are shared; else, with `zerocopy`, the file is hard-linked (and
 gets fs-verity); else, without, it is copied. What is hashed is always what is stored, so a file
-that changes meanwhile changes the digest.
+that changes meanwhile changes the digest. The one exception: of a shared file that only root and we
+may write the original is hashed instead of the clone, under a lease that says whether anybody
+opened it for writing meanwhile (`filelease`). The original's pages are likely to be in memory, a
+clone's never are.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bootc import fs
+from bootc.composefs.clones import clone_file
 from bootc.composefs.digest import Algorithm, Buffer
 from bootc.composefs.dirfdstream import SOURCE, Data, FileBacked, StreamReader, open_beneath
 from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import SPOOL, ImportedLayer, ImportInput
-from bootc.composefs.objects import ObjectCounts, Route
+from bootc.composefs.objects import ObjectCounts, ObjectStore, Route
 from bootc.composefs.pull import space_for_layer, writer_count
 from bootc.composefs.refs import parse_digest
 from bootc.composefs.repository import Repository
@@ -216,6 +220,22 @@ class _Contents:
             raise FormatError(SOURCE, self._reader.offset(), f"is more than {self._max} bytes")
         return open_beneath(self._directories[chunk.index], chunk)
 
+    def hash_either(self, size: int) -> Callable[[int], bytes]:
+        """What hashes the file that it is called with, `size` bytes long, and returns what it
+        holds if that isn't much. Called again, it forgets the file before."""
+        before, at = self._hasher.copy(), self.size
+
+        def read(fd: int) -> bytes:
+            self._hasher, self.size = before.copy(), at
+            if size > SPOOL:
+                self.hash_file(fd, size)
+                return b""
+            data = b"".join(read_pieces(fd, size))
+            self.hash(data)
+            return data
+
+        return read
+
     def hash_file(self, fd: int, size: int, *, copy: int = -1) -> None:
         """Hash a file that is going to be stored, and write it to `copy` if that is one.
 
@@ -297,29 +317,26 @@ def make_item(
                 contents.hash_file(found, size)
             return Item(leaf, size, digest=digest)
     with _closing(contents.open(file)) as source:
-        own = store.clone(source)
-        if own is None and zerocopy:
+        item = clone_file(store, leaf, source, size, contents.hash_either(size))
+        if item is not None:
+            _check_clone(store, item)
+            return item
+        if zerocopy:
             _check_link(source, file)
             linked = store.import_file(source, zerocopy=True)
             contents.hash_file(source, size)
             return Item(leaf, size, digest=linked)
-        if own is None and size <= SPOOL:
+        if size <= SPOOL:
             data = b"".join(read_pieces(source, size))
             contents.hash(data)
             return Item(leaf, size, data)
-        route = Route.REFLINKED
+        own = store.create()
         try:
-            if own is None:
-                own, route = store.create(), Route.COPIED
-                contents.hash_file(source, size, copy=own)
-            else:
-                _check_clone(own, size)
-                contents.hash_file(own, size)
+            contents.hash_file(source, size, copy=own)
         except BaseException:
-            if own is not None:
-                store.discard(own)
+            store.discard(own)
             raise
-    return Item(leaf, size, fd=own, route=route)
+    return Item(leaf, size, fd=own, route=Route.COPIED)
 
 
 def _check_link(fd: int, file: FileBacked) -> None:
@@ -335,8 +352,9 @@ def _check_link(fd: int, file: FileBacked) -> None:
         )
 
 
-def _check_clone(fd: int, size: int) -> None:
-    if os.fstat(fd).st_size != size:
+def _check_clone(store: ObjectStore, item: Item) -> None:
+    if os.fstat(item.fd).st_size != item.size:
+        Batch(items=[item]).discard(store)
         raise FormatError(SOURCE, None, "a file changed its length while it was shared")
 
 

@@ -132,7 +132,7 @@ class ImportInput:
         self._batch.items.append(item)
         self._batch.size += size
         self._batch.memory += len(item.data)
-        self._batch.files += item.fd >= 0
+        self._batch.files += item.files
         if self._batch.size >= BATCH_SIZE or len(self._batch.items) >= BATCH_ITEMS:
             self._submit()
         padding = -size % BLOCK

@@ -245,6 +245,15 @@ class ObjectStore:
         self._count(Route.EXISTING, size)
         return fd
 
+    @property
+    def measures(self) -> bool:
+        """Whether the kernel computes the digests; known once `prepare` was called."""
+        return self._measures
+
+    def may_clone(self, source: int) -> bool:
+        """Whether `clone` is worth trying: False once it has failed for this file system."""
+        return os.fstat(source).st_dev not in self._no_reflink
+
     def clone(self, source: int) -> int | None:
         """A readable file as `create` makes it, with shared extents of `source`, or None.
 

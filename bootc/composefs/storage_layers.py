@@ -4,7 +4,8 @@
 The headers come from tar-split, each content from the file that podman unpacked. A content becomes
 an object, in this order, by
 
-1. shared extents (reflink); it is the clone that is then read and verified;
+1. shared extents (reflink); it is the clone that is then read and verified, or what is proved to be
+   the same (`clones`);
 2. a hard link, which never changes the file: not where verity would have to be switched on for it
    (unless it is on), and only for files that everybody may read, nobody but root may write and that
    have neither set-id bits nor capabilities, because a link shares all that, and an object can be
@@ -21,8 +22,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bootc.composefs.clones import clone_file
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.dirfdstream import StreamWriter
 from bootc.composefs.layers import (
@@ -32,7 +35,7 @@ from bootc.composefs.layers import (
 )
 from bootc.composefs.objects import Route
 from bootc.composefs.splitstream import OCI_LAYER, SplitStreamWriter
-from bootc.composefs.writers import Item, WriterPool
+from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import BootcError, FormatError
 from bootc.oci.model import digest_hasher
 from bootc.storage.layer import ContentFile, LayerReader
@@ -88,6 +91,22 @@ class _Pieces:
                 self._next = None
                 return self.count(found)
             self._chunks = self.reader.read_chunks(found)
+
+    def reading(self, file: ContentFile) -> Callable[[int], bytes]:
+        """What reads the content from the descriptor that it is called with and takes note of it;
+        it returns what is small. Called again, it forgets what it read before."""
+        before = self.hasher.copy()
+
+        def read(fd: int) -> bytes:
+            self.hasher = before.copy()
+            found = replace(file, fd=fd)
+            if file.size <= SPOOL:
+                return self.count(self.reader.read_content(found))
+            for chunk in self.reader.read_chunks(found):
+                self.count(chunk)
+            return b""
+
+        return read
 
     def take(self, size: int) -> ContentFile | None:
         """The content that comes next, if it has this size; its descriptor is the caller's."""
@@ -145,19 +164,12 @@ class _StorageInput(ImportInput):
         """The content, read and verified, in the cheapest way that is allowed; it may keep the
         descriptor."""
         store, pieces = self._pool.store, self._pieces
-        cloned = store.clone(file.fd)
-        if cloned is not None:
-            try:
-                # What is verified is what stays, whatever happens to the store's own file.
-                clone = ContentFile(file.name, file.size, file.crc, file.index, cloned, file.line)
-                for chunk in pieces.reader.read_chunks(clone):
-                    pieces.count(chunk)
-                if os.fstat(cloned).st_size != file.size:
-                    raise FormatError(pieces.reader.source, os.fsdecode(file.name), "has changed")
-            except BaseException:
-                store.discard(cloned)
-                raise
-            return Item(leaf, file.size, fd=cloned, route=Route.REFLINKED)
+        item = clone_file(store, leaf, file.fd, file.size, pieces.reading(file))
+        if item is not None:
+            if os.fstat(item.fd).st_size != file.size:
+                Batch(items=[item]).discard(store)
+                raise FormatError(pieces.reader.source, os.fsdecode(file.name), "has changed")
+            return item
         linkable = store.can_link(file.fd) and _is_harmless(file.fd)
         if self._zerocopy:
             if linkable:

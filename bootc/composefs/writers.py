@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
 from bootc.composefs.objects import Compute, ObjectStore, Route
+from bootc.linux import filelease
 from bootc.tree import External, Leaf
 
 
@@ -22,14 +25,30 @@ from bootc.tree import External, Leaf
 class Item:
     """A content on its way into the store: `data`, or the unnamed file `fd` that holds it, or,
     with neither, an object that is there already, `digest`. `route` is how it came into `fd`;
-    HARDLINKED means that `fd` is somebody else's file, to be linked, or copied if that fails."""
+    HARDLINKED means that `fd` is somebody else's file, to be linked, or copied if that fails.
+
+    With both, `data` is what `fd` holds, so that it need not be read again. `twin` serves the same
+    end for large files: the file that `fd` is a clone of, with a lease on it (`filelease`). Its
+    pages are in memory, those of the clone are not.
+    """
 
     leaf: Leaf
     size: int
     data: bytes = b""
     fd: int = -1
+    twin: int = -1
     digest: bytes = b""
     route: Route = Route.WRITTEN
+
+    @property
+    def files(self) -> int:
+        """The descriptors that it holds."""
+        return (self.fd >= 0) + (self.twin >= 0)
+
+    def close_twin(self) -> None:
+        if self.twin >= 0:
+            fd, self.twin = self.twin, -1
+            os.close(fd)
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +60,7 @@ class Batch:
     memory: int = 0
     """Bytes of contents that are held in memory."""
     files: int = 0
-    """Items with an open file."""
+    """Open files."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -51,6 +70,7 @@ class Batch:
             if item.fd >= 0:
                 fd, item.fd = item.fd, -1
                 store.discard(fd)
+            item.close_twin()
 
 
 class WriterPool:
@@ -121,11 +141,31 @@ class WriterPool:
                 item.data = b""
             elif item.fd >= 0:
                 fd, item.fd = item.fd, -1
-                item.digest = store.adopt(fd, item.size, route=item.route, compute=self._compute)
+                compute = partial(self._digest, item)
+                item.digest = store.adopt(fd, item.size, route=item.route, compute=compute)
+                item.data = b""
+                item.close_twin()
             elif not item.digest:
                 item.digest = store.store(item.data)
                 item.data = b""
             item.leaf.content = External(item.size, item.digest)
+
+    def _digest(self, item: Item, fd: int, size: int, algorithm: Algorithm) -> bytes:
+        """The digest of what `fd` holds, by the cheapest way to read that."""
+        if item.data:
+            return digest_bytes(item.data, algorithm)
+        if item.twin >= 0:
+            found = self._digest_file(item.twin, size, algorithm)
+            if filelease.holds(item.twin):
+                return found
+        return self._digest_file(fd, size, algorithm)
+
+    def _digest_file(self, fd: int, size: int, algorithm: Algorithm) -> bytes:
+        return (
+            digest_fd(fd, algorithm)
+            if self._compute is None
+            else self._compute(fd, size, algorithm)
+        )
 
     def _link(self, fd: int, item: Item) -> bytes:
         linked = self.store.link(fd, item.size, item.data)
