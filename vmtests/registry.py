@@ -157,6 +157,12 @@ class Registry:
             self._faults, self._met, self._swapped = faults, [0] * len(faults), None
 
     @property
+    def met(self) -> tuple[int, ...]:
+        """How many requests each of the faults has met so far."""
+        with self._lock:
+            return tuple(self._met)
+
+    @property
     def requests(self) -> tuple[Request, ...]:
         """All that was asked so far, in the order of the ends of the answers."""
         with self._lock:

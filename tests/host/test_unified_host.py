@@ -6,8 +6,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,13 @@ BIG = os.urandom(300_000)
 COMMON = folder(b"./") + folder(b"usr/") + member(b"usr/big", BIG) + END
 REGISTRIES = "/etc/containers/registries.conf.d"
 COPY = Unify(wanted=True, allow_copy=True)
+TOP = Path(__file__).resolve().parents[2]
+UPGRADE = """
+import json, sys
+from bootc.deploy import update
+from bootc.deploy.sysroot import Sysroot
+update.upgrade(Sysroot(**json.loads(sys.argv[1])), update.UpgradeOptions())
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +205,57 @@ def test_a_unified_system_stays_one_and_gives_back_what_it_does_not_need(
         (f"{registry.address}/os:bound", ImageType.LOGICAL),
     ]
     assert clean_up(machine.sysroot, assert_no_op=True).is_no_op
+
+
+def processes_below(folder: Path) -> list[str]:
+    """The command lines that name a path below the folder."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{name}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in line:
+            found.append(line.replace(b"\0", b" ").decode())
+    return found
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_killed_while_podman_pulls(machine: MockMachine, registry: Registry) -> None:
+    set_unified(machine.sysroot, allow_copy=True)
+    before, states = storage_of(machine).images(), os.listdir(machine.root / "state/deploy")
+    publish(registry, "2")
+    [new] = json.loads((registry.layout / "index.json").read_text())["manifests"]
+    document = registry.find_blob(new["digest"])
+    assert document is not None
+    layer = json.loads(document.read_text())["layers"][-1]["digest"]
+    registry.forget()
+    registry.faults = (Fault(kind=FaultKind.STALL, on=On.BLOBS, at=10, digest=layer),)
+    argv = [sys.executable, "-c", UPGRADE, json.dumps(asdict(machine.sysroot))]
+    with process.running(argv, env={"PYTHONPATH": str(TOP)}) as child:
+        wait_until(lambda: registry.met == (1,) or child.poll() is not None, "nobody asked for it")
+        assert child.poll() is None
+        assert [line for line in processes_below(machine.run) if " service " in line]
+        child.kill()
+        child.wait()
+    wait_until(lambda: not processes_below(machine.path), "a process is left")
+    assert not os.path.exists(machine.sysroot.staged_file)
+    assert os.listdir(machine.root / "state/deploy") == states
+    assert machine.menu() == [machine.sysroot.booted]
+    assert storage_of(machine).images() == before
+    registry.faults = ()
+    made = upgrade(machine)
+    assert made.staged is not None
+    assert made.staged.digest == new["digest"]
+    assert processes_below(machine.path) == []
+    reboot(machine)
+    check(machine)
 
 
 def wrap_in_index(registry: Registry) -> None:
