@@ -53,7 +53,8 @@ def expect_pulled_by_podman(registry: small_registry.Registry, layers: "list[str
 def start() -> None:
     podman_parts.mount_storage()
     found = booted.status()["status"]
-    name = found["booted"]["image"]["image"]["image"]
+    image = found["booted"]["image"]["image"]
+    name = f"{image['transport']}:{image['image']}"
     allow = [] if podman_parts.has_reflinks() else ["--allow-copy"]
     if allow:
         said = booted.refused("bootc", "image", "set-unified")
@@ -68,11 +69,12 @@ def start() -> None:
     )
     podman_parts.expect_no_server()
     expect_unified(name)
-    [image] = podman_parts.bootc_images()
-    digest = image["Digest"]
+    [stored] = podman_parts.bootc_images()
+    digest = stored["Digest"]
+    booted.expect_equal(digest, found["booted"]["image"]["imageDigest"], "the stored digest")
     expect_stored([digest])
     check_extents()
-    check_run(image["Id"])
+    check_run(stored["Id"])
 
     second = podman_parts.new_image(found["booted"]["image"]["imageDigest"], "2")
     with small_registry.serve(podman_parts.LAYOUT) as registry:
@@ -102,7 +104,7 @@ def check_extents() -> None:
 
 
 def check_run(image: str) -> None:
-    """podman runs what is in bootc's storage, an additional store of an empty one, without a copy."""
+    """podman runs what is in bootc's storage without a copy, as an additional store of its own."""
     with open(SETTINGS, "w", encoding="utf-8") as file:
         file.write(STORES)
     podman = ["env", f"CONTAINERS_STORAGE_CONF={SETTINGS}", "podman"]
