@@ -254,7 +254,9 @@ def _wait_for_partitions(plan: DiskPlan, node: str) -> dict[int, str]:
     deadline = time.monotonic() + _APPEAR
     while True:
         if os.path.exists("/run/udev/control"):
-            process.run(["udevadm", "settle", "--timeout=20"], timeout=60, check=False)
+            # In a container it would say that it is in a chroot, and not wait.
+            env = {"SYSTEMD_IGNORE_CHROOT": "1"}
+            process.run(["udevadm", "settle", "--timeout=20"], timeout=60, check=False, env=env)
         names = blockdev.partition_names(plan.disk)
         if want <= set(names):
             break

@@ -2,7 +2,8 @@
 """`install to-disk` and `to-filesystem`: find the image, plan, then apply the plan.
 
 Without `--source-imgref` the image is the one that this container was started from. That takes a
-privileged podman container that shares the host's process ids, with the host's container storage.
+privileged podman container that shares the host's process ids; the host's container storage and its
+devices are got by these (see `host_mounts`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from bootc.deploy.image import ImageFacts, read_facts
@@ -19,12 +20,13 @@ from bootc.deploy.progress import Observer, Observers, ProgressLog
 from bootc.deploy.sysroot import one_at_a_time
 from bootc.errors import BootcError
 from bootc.install.config import InstallConfig, load_config
+from bootc.install.host_mounts import share_host_mounts
 from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions
 from bootc.install.plan import InstallPlan, plan_to_disk, plan_to_filesystem
 from bootc.install.run import Installed, apply_install
 from bootc.install.scan import is_cheap_to_scan, need_kernel
 from bootc.log import step
-from bootc.oci.layout import open_source
+from bootc.oci.layout import ImageSource, open_source
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 
 _log = logging.getLogger(__name__)
@@ -86,10 +88,12 @@ def _install(
     options: InstallOptions, make_plan: Planner, observer: Observer | None, *, wait: bool
 ) -> Result:
     reference, shown = find_source(options)
+    if options.source_imgref is None:
+        share_host_mounts()
     with ExitStack() as stack:
         if not options.dry_run:
             stack.enter_context(one_at_a_time(wait=wait))
-        source = stack.enter_context(open_source(reference.imgref))
+        source = stack.enter_context(_opened(reference, options))
         facts = read_facts(shown, source.manifest_digest, source.manifest, source.config)
         plan = replace(make_plan(load_config(), facts), fetch_from=reference)
         if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
@@ -102,6 +106,22 @@ def _install(
         _log.info("Bootloader: %s", plan.bootloader)
         told = Observers([ProgressLog(), *([observer] if observer else [])])
         return Result(plan=plan, installed=apply_install(plan, source, observer=told))
+
+
+@contextmanager
+def _opened(reference: ImageReference, options: InstallOptions) -> Iterator[ImageSource]:
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(open_source(reference.imgref))
+        except BootcError as error:
+            if options.source_imgref is not None:
+                raise
+            raise BootcError(
+                "the image of this container cannot be read",
+                hint="add `-v /var/lib/containers:/var/lib/containers` to `podman run`, "
+                "or name a source by --source-imgref",
+            ) from error
+        yield source
 
 
 def find_source(options: InstallOptions) -> tuple[ImageReference, ImageReference]:
@@ -127,14 +147,14 @@ def read_container(path: str) -> tuple[str, str]:
         key, equals, value = line.partition("=")
         if equals:
             values[key] = str(json.loads(value)) if value.startswith('"') else value
+    if not values:
+        raise BootcError(f"{path} is empty: the container is not privileged", hint=hint)
     if not values.get("engine", "").startswith("podman"):
         raise BootcError(f"the container engine is {values.get('engine')!r}, not podman", hint=hint)
     if values.get("rootless") == "1":
         raise BootcError("this container is rootless", hint="run podman as root")
     if not values.get("imageid"):
         raise BootcError(f"{path} names no image", hint=hint)
-    if os.getpid() == 1:
-        raise BootcError("this is process 1 of its container", hint="add --pid=host")
     if os.stat("/proc/1").st_uid != 0:
         raise BootcError("process 1 is not root's: a user namespace", hint="run podman as root")
     return values["imageid"], values.get("image", "")

@@ -16,7 +16,8 @@ import schema_check
 DISK = "/dev/disk/by-id/virtio-spare"
 MOUNT = "/run/booted-podman-spare"
 RUN = ("podman", "run", "--rm", "--network=host", "--privileged")
-HOST = ("--pid=host", "-v", "/dev:/dev", "-v", "/var/lib/containers:/var/lib/containers")
+HOST = (*RUN, "--pid=host")
+FOLDERS = ("-v", "/dev:/dev", "-v", "/var/lib/containers:/var/lib/containers")
 INSTALL = ("bootc", "install", "to-disk", "--composefs-backend", "--filesystem", "ext4")
 
 
@@ -24,10 +25,12 @@ def check() -> None:
     podman_parts.mount_storage()
     name, image_id, digest = podman_parts.stored_image()
     print(f"{name} {image_id} {digest}", flush=True)
-    said = booted.refused(*RUN, "-v", "/dev:/dev", name, *INSTALL, DISK)
+    said = booted.refused(*RUN, *FOLDERS, name, *INSTALL, DISK)
     booted.expect("--pid=host" in said, "without the host's processes it says what to add")
+    said = podman_parts.passed_through(*HOST, name, *INSTALL, "--dry-run", DISK)
+    booted.expect(f"digest {digest}" in said, "the image is found without the host's folders, too")
     try:
-        said = podman_parts.passed_through(*RUN, *HOST, name, *INSTALL, DISK)
+        said = podman_parts.passed_through(*HOST, *FOLDERS, name, *INSTALL, DISK)
         booted.expect(digest in said, "the installer tells the digest of the stored image")
         look(name, digest)
     finally:

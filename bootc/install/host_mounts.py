@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What an installer in a container needs of the host, whether or not the container was given it.
+
+    /dev                  new partitions have nodes only in the host's own
+    /var/lib/containers   where the image is that the container runs
+    /run/udev             udev says when it has done with a disk
+
+`podman run --privileged --pid=host` shows the host's processes, so the mount namespace of process 1
+can be entered: there each folder is cloned, and here attached. Where that is not allowed, the
+container has what it was given by `-v PATH:PATH`. Source: open_tree(2), setns(2).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from bootc.errors import BootcError
+from bootc.linux import libc, mount
+
+SHARED = ("/dev", "/var/lib/containers", "/run/udev")
+_log = logging.getLogger(__name__)
+_OURS, _INIT = "/proc/self/ns/mnt", "/proc/1/ns/mnt"
+
+
+def share_host_mounts(paths: Sequence[str] = SHARED) -> None:
+    """Give this process a mount namespace in which these folders are the host's.
+
+    What the host does not have is left as it is. No other process sees any of it. Call it in a
+    process that has done nothing with threads yet. Raises `BootcError`.
+    """
+    if os.getpid() == 1:
+        raise BootcError("this is process 1 of its container", hint="add --pid=host")
+    try:
+        same = os.readlink(_OURS) == os.readlink(_INIT)
+    except PermissionError:
+        _log.info("process 1 cannot be looked at: the folders of the host are those given by -v")
+        return
+    if same:
+        raise BootcError("process 1 is this container's own, not the host's", hint="add --pid=host")
+    mount.isolate_mounts()
+    here = {path: _identity(path) for path in paths}
+    with ExitStack() as stack:
+        found = []
+        try:
+            with _namespace_of_init():
+                for path in paths:
+                    there = _identity(path)
+                    if there is not None and there != here[path]:
+                        clone = mount.clone(path, recursive=True)
+                        stack.callback(os.close, clone)
+                        found.append((path, clone))
+            for path, clone in found:
+                os.makedirs(path, exist_ok=True)
+                mount.attach(clone, path)
+                libc.mount(None, path, None, mount.MS_REC | mount.MS_PRIVATE)
+        except OSError as error:
+            raise BootcError(
+                f"{error.filename or 'the mounts'} of the host cannot be shared: {error.strerror}",
+                hint="add `--privileged`, and `-v PATH:PATH` for each of "
+                + ", ".join(path for path in paths),
+            ) from error
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def _namespace_of_init() -> Iterator[None]:
+    """The block runs in the mount namespace of process 1; afterwards root and folder are ours."""
+    with ExitStack() as stack:
+
+        def opened(path: str, flags: int) -> int:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+
+        ours, theirs = opened(_OURS, os.O_RDONLY), opened(_INIT, os.O_RDONLY)
+        root, folder = opened("/", os.O_PATH), opened(".", os.O_PATH)
+        libc.setns(theirs, libc.CLONE_NEWNS)
+        try:
+            yield
+        finally:
+            libc.setns(ours, libc.CLONE_NEWNS)
+            os.fchdir(root)
+            os.chroot(".")
+            os.fchdir(folder)
