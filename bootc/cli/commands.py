@@ -66,13 +66,10 @@ def install_to_disk(arguments: Namespace) -> None:
     from bootc.install.options import parse_size as size
     from bootc.install.verbs import install_to_disk as install
 
-    if arguments.via_loopback:
-        raise BootcError(
-            "--via-loopback cannot be done yet", hint="losetup -P FILE, and name the loop device"
-        )
     setup, kind = arguments.block_setup, arguments.filesystem
     disk = DiskOptions(
         device=arguments.device,
+        via_loopback=arguments.via_loopback,
         wipe=arguments.wipe,
         block_setup=BlockSetup(setup) if setup else None,
         filesystem=RootFilesystem(kind) if kind else None,

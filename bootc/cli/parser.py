@@ -97,6 +97,9 @@ def build(verb: str | None = None) -> argparse.ArgumentParser:
     verbs = top.add_subparsers(metavar="VERB", required=True)
     one = {
         "status": _add_status,
+        "upgrade": _add_upgrade,
+        "update": _add_upgrade,
+        "composefs-finalize-staged": _add_finalize,
         "image": _add_image,
         "install": _add_install,
         "internals": _add_internals,
@@ -146,8 +149,26 @@ def _add_status(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verbs that change what is booted next."""
-    from bootc.oci.reference import Transport
+    _add_upgrade(verbs)
+    _add_switch(verbs)
+    one = verbs.add_parser(
+        "rollback", help="boot the previous deployment next; again undoes it", allow_abbrev=False
+    )
+    _add_applying(one)
+    one.set_defaults(verb="rollback")
+    one = verbs.add_parser(
+        "edit", help="change the image or the boot order in an editor", allow_abbrev=False
+    )
+    one.add_argument("-f", "--filename", metavar="FILE", help="take the document from there")
+    one.add_argument("--quiet", action="store_true", help="no progress")
+    one.set_defaults(verb="edit", progress_fd=None)
+    one = verbs.add_parser("delete-deployment", allow_abbrev=False)
+    one.add_argument("deployment", metavar="ID", help="as `bootc status` has it, or its beginning")
+    one.set_defaults(verb="delete-deployment")
+    _add_finalize(verbs)
 
+
+def _add_upgrade(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for name in ("upgrade", "update"):
         one = verbs.add_parser(
             name, help="stage what the image that is followed has become", allow_abbrev=False
@@ -163,6 +184,11 @@ def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         one.add_argument("--tag", metavar="TAG", help="of the same image, this tag")
         _add_telling(one)
         one.set_defaults(verb="upgrade")
+
+
+def _add_switch(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from bootc.oci.reference import Transport
+
     one = verbs.add_parser("switch", help="follow another image", allow_abbrev=False)
     one.add_argument("target", metavar="TARGET", help="like quay.io/example/os:latest")
     _add_applying(one)
@@ -184,20 +210,9 @@ def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_unified(one)
     _add_telling(one)
     one.set_defaults(verb="switch")
-    one = verbs.add_parser(
-        "rollback", help="boot the previous deployment next; again undoes it", allow_abbrev=False
-    )
-    _add_applying(one)
-    one.set_defaults(verb="rollback")
-    one = verbs.add_parser(
-        "edit", help="change the image or the boot order in an editor", allow_abbrev=False
-    )
-    one.add_argument("-f", "--filename", metavar="FILE", help="take the document from there")
-    one.add_argument("--quiet", action="store_true", help="no progress")
-    one.set_defaults(verb="edit", progress_fd=None)
-    one = verbs.add_parser("delete-deployment", allow_abbrev=False)
-    one.add_argument("deployment", metavar="ID", help="as `bootc status` has it, or its beginning")
-    one.set_defaults(verb="delete-deployment")
+
+
+def _add_finalize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     one = verbs.add_parser(
         "composefs-finalize-staged",
         help="what the shutdown does with a staged deployment",
@@ -317,7 +332,7 @@ def _add_install(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     disk.add_argument("--filesystem", choices=[item.value for item in RootFilesystem])
     disk.add_argument("--root-size", metavar="N[M|G|T]", help="of the root partition (the rest)")
     disk.add_argument("--esp-size", metavar="N[M|G]", help="of the EFI partition (1024M)")
-    disk.add_argument("--via-loopback", action="store_true", help="DEVICE is a file: not yet")
+    disk.add_argument("--via-loopback", action="store_true", help="DEVICE is a file")
     _add_shared(disk)
     disk.set_defaults(verb="install.to-disk")
 

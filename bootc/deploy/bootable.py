@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.repository import Repository
@@ -13,6 +12,7 @@ from bootc.composefs.stored import PulledImage, attach_images, image_key
 from bootc.deploy import image as images
 from bootc.deploy.kernel import Kernel, find_kernel
 from bootc.errors import BootcError
+from bootc.records import dataclass
 from bootc.tree import Directory
 
 

@@ -28,13 +28,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
 from bootc import fs, paths
 from bootc.boot import entries, menu
 from bootc.composefs.gc import GcResult, collect_garbage
 from bootc.composefs.repository import Repository
-from bootc.composefs.stored import manifest_content_id
+from bootc.composefs.stored import load_image, manifest_content_id
 from bootc.deploy import legacy, messages, state
 from bootc.deploy.kernel import list_kernel_folders
 from bootc.deploy.state import Staged
@@ -43,6 +42,7 @@ from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments, read_men
 from bootc.deploy.unified import find_unified_storage
 from bootc.errors import BootcError, chain_text
 from bootc.log import step
+from bootc.records import dataclass, replace
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +188,7 @@ def plan_cleanup(sysroot: Sysroot, repo: Repository) -> CleanupPlan:
     made = tuple(
         digest for tag, digest in wanted.items() if tags.get(tag) != manifest_content_id(digest)
     )
+    made_of = _images_of(repo, manifests)
     return replace(
         kernels,
         prune=True,
@@ -196,7 +197,7 @@ def plan_cleanup(sysroot: Sysroot, repo: Repository) -> CleanupPlan:
         tags_made=made,
         tags_removed=() if doubtful else tuple(tag for tag in tags if tag not in wanted),
         roots=(
-            *(name for name in sorted(alive) if _has_image(repo, name)),
+            *(name for name in sorted(alive - made_of) if _has_image(repo, name)),
             *(manifest_content_id(digest) for digest in manifests),
         ),
         storage=NO_IMAGES if doubtful else _plan_storage(sysroot, live),
@@ -316,6 +317,23 @@ def _manifests(repo: Repository, sysroot: Sysroot, live: Iterable[Deployment]) -
             _log.warning("the image of deployment %s is not in the repository", one.id)
         elif digest not in found:
             found.append(digest)
+    return found
+
+
+def _images_of(repo: Repository, manifests: Iterable[str]) -> set[str]:
+    """The ids of the EROFS images that were made of these OCI images, and that they keep.
+
+    Their files are those of the layers. To search each for the objects that it names would be most
+    of the work of a collection, and find nothing else.
+    """
+    found: set[str] = set()
+    for digest in manifests:
+        try:
+            image = load_image(repo, f"@{digest}")
+        except (BootcError, OSError) as error:
+            _log.debug("the EROFS images of %s are looked at themselves: %s", digest, error)
+            continue
+        found.update(one.hex() for one in image.images.values())
     return found
 
 

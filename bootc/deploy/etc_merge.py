@@ -26,13 +26,13 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
 from bootc.composefs.digest import Algorithm, digest_bytes
 from bootc.deploy.etc_tree import read_xattrs
 from bootc.errors import BootcError
 from bootc.linux import libc, reflink
+from bootc.records import dataclass
 from bootc.tree import Content, Device, Directory, External, Inline, Leaf, Node, Sparse, Special
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import stat as st
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bootc import paths
 from bootc.boot import kargs
@@ -15,6 +14,7 @@ from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.oci import model
 from bootc.oci.reference import ImageReference
+from bootc.records import dataclass
 from bootc.tree import (
     Device,
     Directory,

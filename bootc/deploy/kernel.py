@@ -15,14 +15,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from bootc import fs, paths
 from bootc.boot import entries
+from bootc.composefs.erofs_reader import find_leaf
 from bootc.composefs.repository import Repository
 from bootc.deploy.image import read_leaf, size_of
 from bootc.errors import BootcError
 from bootc.log import show_size
+from bootc.records import dataclass
 from bootc.tree import Directory, Leaf
 
 NO_KERNEL = "the image has no kernel: no usr/lib/modules/*/vmlinuz in it"
@@ -85,6 +86,19 @@ def boot_digest(repo: Repository, kernel: Kernel) -> str:
         for piece in read_leaf(repo, leaf):
             hasher.update(piece)
     return hasher.hexdigest()
+
+
+def known_boot_digest(kernel: Kernel, image: bytes, digest: str | None) -> str | None:
+    """`digest`, which is that of the deployment with the EROFS image `image`, if `kernel` is its.
+
+    Equal contents have equal names in the repository, so nothing is read. None if it isn't.
+    """
+    for name, leaf in (("vmlinuz", kernel.vmlinuz), ("initramfs.img", kernel.initrd)):
+        path = f"{paths.MODULES}/{kernel.version}/{name}"
+        there = find_leaf(image, os.fsencode(path))
+        if there is None or there.content != leaf.content:
+            return None
+    return digest
 
 
 def find_shared(esp: str, folders: Iterable[str], digest: str) -> str | None:

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from bootc import fs, paths
 from bootc.boot import entries, kargs, menu
+from bootc.composefs.collector import paused_collector
 from bootc.composefs.erofs_reader import read_folder
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
@@ -40,6 +39,7 @@ from bootc.deploy.kernel import (
     boot_digest,
     find_shared,
     folder_size,
+    known_boot_digest,
     list_kernel_folders,
     need_room,
     write_kernel,
@@ -53,6 +53,7 @@ from bootc.log import step
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import this_platform
 from bootc.oci.reference import ImageReference
+from bootc.records import dataclass, replace
 from bootc.spec import BootType
 from bootc.tree import Directory
 
@@ -84,11 +85,12 @@ class StagedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _New:
-    """The deployment that is being made."""
+    """The deployment that is being made; `folder`, of `EFI/Linux`, has its kernel already."""
 
     image: Bootable
-    boot_digest: str
     pulled: PulledImage
+    boot_digest: str = ""
+    folder: str | None = None
 
 
 def check_image(facts: images.ImageFacts) -> None:
@@ -150,15 +152,16 @@ def stage(
                 raise SameImageError(one, role_of(sysroot, one, mark))
         tell.stage(Stage.MERGING)
         with step("compare /etc"):
+            old = repo.read_image(booted.id)
             need_mergeable(
                 plan_merge(
-                    pristine_etc(repo, sysroot.need_booted()),
+                    _etc_of(old, booted.id),
                     read_live(f"{sysroot.current}/etc", algorithm=repo.algorithm),
                     new.image.etc,
                 )
             )
         tell.stage(Stage.DEPLOYING)
-        _need_room(sysroot, new)
+        new = _with_kernel(sysroot, repo, new, booted, old)
         machine.arm_finalize(sysroot)
         forget_staged(sysroot)
         remove_leftovers(sysroot, new.image.id)
@@ -209,15 +212,19 @@ def _store(
         extra={"MESSAGE_ID": messages.PULL},
     )
     tell.stage(Stage.IMPORTING)
-    with step("write the composefs image"):
+    with step("write the composefs image"), paused_collector():
         image = commit_bootable(repo, pulled)
         repo.sync()
-    return _New(image=image, boot_digest=boot_digest(repo, image.kernel), pulled=pulled)
+    return _New(image=image, pulled=pulled)
 
 
 def pristine_etc(repo: Repository, deployment: str) -> Directory:
     """/etc as the image of a deployment has it; read from the image, not from a mount."""
-    etc = read_folder(repo.read_image(deployment), b"etc", deployment[:16])
+    return _etc_of(repo.read_image(deployment), deployment)
+
+
+def _etc_of(data: bytes, deployment: str) -> Directory:
+    etc = read_folder(data, b"etc", deployment[:16])
     if etc is None:
         raise BootcError(f"the image {deployment[:16]}… has no /etc")
     return etc
@@ -229,12 +236,14 @@ def _deploy(
     """Kernel, state and origin, then the staged menu; all of it is on the disk afterwards."""
     assert booted.entry is not None
     esp = sysroot.need_esp()
-    folder = _place_kernel(sysroot, repo, new)
+    digest = new.boot_digest
+    if new.folder is None:
+        digest = write_kernel(repo, new.image.kernel, esp, new.image.id)
     write_etc(repo, new.image, state.make_skeleton(sysroot.root, new.image.id))
     origin = Origin(
         image=target,
         boot_type=BootType.BLS,
-        boot_digest=new.boot_digest,
+        boot_digest=digest,
         manifest_digest=new.pulled.manifest_digest,
     )
     state.write_origin(sysroot.root, new.image.id, origin)
@@ -246,40 +255,37 @@ def _deploy(
         images.read_kargs_d(repo, new.image.tree, kargs.architecture()),
     )
     release = images.read_os_release(repo, new.image.tree)
-    entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=folder)
+    entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=new.folder)
     menu.write_staged(esp, [entry, booted.entry])
 
 
-def _place_kernel(sysroot: Sysroot, repo: Repository, new: _New) -> str:
-    """The folder of `EFI/Linux` to start from: one that has the same files, else a new one."""
-    shared = _find_same(sysroot, live_deployments(sysroot), new.boot_digest)
-    if shared is not None:
-        return shared
-    write_kernel(repo, new.image.kernel, sysroot.need_esp(), new.image.id)
-    return os.path.basename(entries.kernel_dir(new.image.id))
+def _with_kernel(
+    sysroot: Sysroot, repo: Repository, new: _New, booted: Deployment, image: bytes
+) -> _New:
+    """With the boot digest, and the folder of a deployment of the menu that has the same kernel.
 
-
-def _find_same(sysroot: Sysroot, deployments: Sequence[Deployment], digest: str) -> str | None:
-    """The folder of one of these deployments that has the kernel with this boot digest."""
-    same = [
-        one.kernel_folder
-        for one in deployments
-        if one.origin is not None and one.origin.boot_digest == digest
-    ]
-    return find_shared(sysroot.need_esp(), [name for name in same if name is not None], digest)
-
-
-def _need_room(sysroot: Sysroot, new: _New) -> None:
-    """Refuse what doesn't fit on the ESP as long as what is staged can stay staged.
-
-    What no deployment of the menu starts is removed before the kernel is written.
+    Where there is none, refuse a kernel that doesn't fit on the ESP as long as what is staged can
+    stay staged. What no deployment of the menu starts is removed before the kernel is written.
+    `image` is the EROFS image of the booted deployment.
     """
+    digest = None
+    if booted.origin is not None:
+        digest = known_boot_digest(new.image.kernel, image, booted.origin.boot_digest)
+    if digest is None:
+        digest = boot_digest(repo, new.image.kernel)
     esp = sysroot.need_esp()
     kept = [one for one in read_deployments(sysroot) if not one.staged]
-    if _find_same(sysroot, kept, new.boot_digest) is None:
+    same = [
+        one.kernel_folder
+        for one in kept
+        if one.origin is not None and one.origin.boot_digest == digest
+    ]
+    folder = find_shared(esp, [name for name in same if name is not None], digest)
+    if folder is None:
         used = {one.kernel_folder for one in kept}
         freed = [folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used]
         need_room(new.image.kernel, esp, freed=sum(freed))
+    return replace(new, boot_digest=digest, folder=folder)
 
 
 def kernel_arguments(

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from bootc.deploy import messages
 from bootc.deploy.state import Origin
 from bootc.log import step
 from bootc.podman.fetch import claim_name, claims, stored_name
 from bootc.podman.storage import BootcStorage, StoredImage
+from bootc.records import dataclass
 
 _log = logging.getLogger(__name__)
 

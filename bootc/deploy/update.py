@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from bootc.composefs.repository import Repository
@@ -37,6 +36,7 @@ from bootc.log import show_size
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import read_manifest
 from bootc.oci.reference import ImageReference, Transport
+from bootc.records import dataclass, replace
 
 _log = logging.getLogger(__name__)
 

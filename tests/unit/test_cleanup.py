@@ -45,6 +45,21 @@ def versions(*names: str, kernel: bytes | None = None) -> list[ImageContent]:
     ]
 
 
+def test_images_of_kept_deployments_are_not_searched_for_what_their_layers_have(
+    tmp_path: Path,
+) -> None:
+    machine, ids = build(tmp_path, *versions("1", "2"))
+    result = clean_up(machine.sysroot, dry_run=True)
+    assert result.is_no_op
+    assert not set(ids) & set(result.plan.roots)
+    # An image that its OCI image does not name is a root itself, and needs what it needs.
+    origin = state.read_origin(str(machine.root), ids[1])
+    assert origin is not None
+    state.write_origin(str(machine.root), ids[1], replace(origin, manifest_digest="sha256:0"))
+    result = clean_up(machine.sysroot, dry_run=True)
+    assert set(ids) & set(result.plan.roots) == {ids[1]}
+
+
 def keep(machine: MockMachine, *deployments: str) -> None:
     """Make the menu these deployments."""
     entries = {

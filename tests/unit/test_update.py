@@ -249,6 +249,34 @@ def test_a_damaged_kernel_is_not_shared(machine: MockMachine) -> None:
     assert (own / "initrd").read_bytes() == b"initrd 1"
 
 
+def test_a_kernel_that_the_booted_image_has_is_not_read_again(machine: MockMachine) -> None:
+    first = started(machine)
+    origin = state.read_origin(str(machine.root), first)
+    assert origin is not None
+    # Contents of files this small lie in the image itself; so this shows whose digest is taken.
+    state.write_origin(str(machine.root), first, replace(origin, boot_digest="0" * 64))
+    follow(machine, "2")
+    done = update.upgrade(machine.sysroot, NOTHING)
+    assert done.staged is not None
+    # What the origin claims isn't what lies on the ESP: the kernel is written, and known rightly.
+    own = machine.esp / paths.ESP_KERNELS / f"{paths.BOOT_PREFIX}{done.staged.id}"
+    assert (own / "vmlinuz").read_bytes() == b"kernel 1"
+    made = state.read_origin(str(machine.root), done.staged.id)
+    assert made is not None
+    assert made.boot_digest == origin.boot_digest
+
+
+def test_a_kernel_of_the_same_version_may_be_another(machine: MockMachine) -> None:
+    first = started(machine)
+    follow(machine, "2", ImageContent("2", initrd=b"initrd 2"))
+    done = update.upgrade(machine.sysroot, NOTHING)
+    assert done.staged is not None
+    origins = [state.read_origin(str(machine.root), name) for name in (first, done.staged.id)]
+    assert len({one.boot_digest for one in origins if one is not None}) == 2
+    own = machine.esp / paths.ESP_KERNELS / f"{paths.BOOT_PREFIX}{done.staged.id}"
+    assert (own / "initrd").read_bytes() == b"initrd 2"
+
+
 def arguments(machine: MockMachine, deployment: str) -> list[str]:
     found = {one.id: one for one in read_deployments(machine.sysroot)}
     entry = found[deployment].entry
