@@ -82,6 +82,14 @@ def read_folder(data: bytes | memoryview, name: bytes, source: str = "image") ->
         return _Reader(ErofsImage(data, source), validate=False).read_folder(name)
 
 
+def find_leaf(data: bytes | memoryview, path: bytes, source: str = "image") -> Leaf | None:
+    """What lies at `path`, if it is there and no directory; only the folders on its way are read.
+
+    Of an image that is trusted. Symbolic links on the way are not followed.
+    """
+    return _Reader(ErofsImage(data, source), validate=False).find_leaf(path.split(b"/"))
+
+
 def collect_objects(data: bytes | memoryview, source: str = "image") -> set[bytes]:
     """The digests of all objects that an image needs, by metacopy or by redirect path."""
     reader = _Reader(ErofsImage(data, source), validate=True)
@@ -122,6 +130,20 @@ class _Reader:
                 if inode.kind != st.S_IFDIR:
                     self.fail(inode.offset, f"{name!r} isn't the directory it is listed as")
                 return self.tree(child, top, inode, {top, child})
+        return None
+
+    def find_leaf(self, path: list[bytes]) -> Leaf | None:
+        inode = self.image.inode(self.image.super.root)
+        for place, wanted in enumerate(path, start=1):
+            found = (
+                (child, kind) for name, child, kind in self.image.entries(inode) if name == wanted
+            )
+            child, kind = next(found, (0, 0))
+            if place == len(path):
+                return self.leaf(child, kind) if kind not in (0, _DIRECTORY) else None
+            if kind != _DIRECTORY:
+                return None
+            inode = self.image.inode(child)
         return None
 
     def tree(self, nid: int, parent: int, inode: Inode, seen: set[int]) -> Directory:

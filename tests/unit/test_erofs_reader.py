@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.dumpfile import format_dump, parse_dump
 from bootc.composefs.erofs_format import FormatVersion
-from bootc.composefs.erofs_reader import collect_objects, read_folder, read_image
+from bootc.composefs.erofs_reader import collect_objects, find_leaf, read_folder, read_image
 from bootc.composefs.erofs_writer import write_image
 from bootc.errors import FormatError
 from bootc.tree import (
@@ -102,6 +102,15 @@ def test_image_round_trip(root: Directory, many: int, link: bool) -> None:
             assert (alone is not None) == isinstance(node, Directory)
             if alone is not None and isinstance(node, Directory):
                 assert format_dump(alone) == format_dump(node)
+        for path, found in walk(back):
+            alone_leaf = find_leaf(image, path.strip(b"/"))
+            if isinstance(found, Leaf):
+                assert alone_leaf is not None
+                assert (alone_leaf.content, alone_leaf.stat) == (found.content, found.stat)
+                assert find_leaf(image, path.strip(b"/") + b"/below") is None
+            else:
+                assert alone_leaf is None
+        assert find_leaf(image, b"is/not/there") is None
 
 
 def fit_for_v2(root: Directory) -> None:
