@@ -32,7 +32,10 @@ from urllib.parse import urlencode
 from bootc.errors import BootcError, FormatError
 from bootc.jsonutil import Reader, read_object
 from bootc.podman.auth import Credentials
-from bootc.podman.http import Answer, post
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bootc.podman.http import Answer
 
 _API = "/v5.0.0/libpod/images/pull"
 _HEAD_TIMEOUT = 120.0
@@ -118,6 +121,8 @@ def pull_image(socket_path: str, request: PullRequest, on_line: OnLine) -> str:
     `on_line` is told each line. Raises `BootcError`.
     """
     what = f"podman: pull of {request.reference.removeprefix('docker://')}"
+    from bootc.podman.http import post  # start-up time: each upgrade imports this module
+
     with post(
         socket_path,
         request.target(),

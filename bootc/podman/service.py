@@ -28,7 +28,6 @@ from typing import IO
 from bootc import fs, process
 from bootc.errors import BootcError, ProcessError
 from bootc.podman.command import Podman
-from bootc.podman.http import check_socket_path, connect
 
 _READY_TIMEOUT = 90.0
 _IDLE_SECONDS = 60
@@ -53,6 +52,8 @@ def api_service(
     with ExitStack() as stack:
         own = stack.enter_context(_own_folder(folder))
         path, notify = f"{own}/{_SOCKET}", f"{own}/{_NOTIFY}"
+        from bootc.podman.http import check_socket_path  # start-up time of each upgrade
+
         check_socket_path(path)
         told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         told.bind(notify)
@@ -147,6 +148,8 @@ def _wait(
 
 def _answers(path: str) -> bool:
     try:
+        from bootc.podman.http import connect  # see above
+
         connect(path, timeout=_SLICE).close()
     except OSError:
         return False
