@@ -10,12 +10,14 @@ The storage is filled by the host's podman: unpacking an image takes an emulated
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from bootc import process
 from bootc.errors import BootcError
 from bootc.log import step
 from vmtests import cache, podman
@@ -70,7 +72,11 @@ def _fill(image: BuiltImage, output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="storage-", dir=output.parent) as scratch:
         graph, run = Path(scratch) / "graph", Path(scratch) / "run"
         place = f"containers-storage:[overlay@{graph}+{run}]"
-        podman.podman("push", "--quiet", image.name, f"{place}{image.name}", timeout=600)
+        push = ["podman", "push", "--quiet", image.name, f"{place}{image.name}"]
+        # podman mounts a folder of the new storage on itself, and leaves it so: in its own
+        # namespace the mount goes with it.
+        argv = ["unshare", "--mount", *push] if os.geteuid() == 0 else push
+        process.run(argv, env=podman.environment(), timeout=600)
         if not (graph / "overlay-images" / "images.json").is_file():
             raise BootcError(
                 f"podman made no storage with driver overlay in {graph}",
