@@ -64,9 +64,10 @@ class InstallOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskOptions:
-    """`install to-disk`; sizes are in bytes."""
+    """`install to-disk`; sizes are in bytes. With `via_loopback` the `device` is a file."""
 
     device: str
+    via_loopback: bool = False
     wipe: bool = False
     block_setup: BlockSetup | None = None
     filesystem: RootFilesystem | None = None

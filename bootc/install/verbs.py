@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions
 from bootc.install.plan import InstallPlan, plan_to_disk, plan_to_filesystem
 from bootc.install.run import Installed, apply_install
 from bootc.install.scan import is_cheap_to_scan, need_kernel
+from bootc.linux.loop import open_loop
 from bootc.log import step
 from bootc.oci.layout import ImageSource, open_source
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
@@ -64,9 +66,38 @@ def install_to_disk(
     """
 
     def make_plan(config: InstallConfig, image: ImageFacts) -> InstallPlan:
-        return plan_to_disk(options, disk, config, image)
+        device = stack.enter_context(_loop_device(disk.device)) if disk.via_loopback else None
+        return plan_to_disk(options, replace(disk, device=device or disk.device), config, image)
 
-    return _install(options, make_plan, observer, wait=wait)
+    with ExitStack() as stack:
+        return _install(options, make_plan, observer, wait=wait)
+
+
+@contextmanager
+def _loop_device(path: str) -> Iterator[str]:
+    """A loop device of the file, as long as the block; the kernel takes it back if we are killed.
+
+    It is opened late: an installer in a container has the host's /dev only then.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise BootcError(
+            f"{path} cannot be used as a disk: {error.strerror}",
+            hint=f"make the file first: truncate -s 10G {path}",
+        ) from error
+    with ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BootcError(f"{path} is not a file", hint="leave out --via-loopback for a disk")
+        try:
+            device = stack.enter_context(open_loop(fd, writable=True))
+        except OSError as error:
+            raise BootcError(
+                f"there is no loop device for {path}: {error.strerror}", hint="modprobe loop"
+            ) from error
+        _log.info("%s is %s", path, device)
+        yield device
 
 
 def install_to_filesystem(

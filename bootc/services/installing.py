@@ -39,7 +39,6 @@ NOT_YET: dict[str, Callable[[object], bool]] = {
     "options.boundImages": lambda value: value == "pull",
     "options.stateroot": lambda value: value != "default",
     "options.ukiAddon": bool,
-    "viaLoopback": bool,
     "bootMountSpec": bool,
 }
 """What the command line has and this release does not do, and which values of it are meant."""
@@ -50,6 +49,7 @@ def to_disk(task: Task, given: Given) -> Answer:
     options = _options(given)
     disk = DiskOptions(
         device=_path(given, "device"),
+        via_loopback=bool(given.get("viaLoopback")),
         wipe=bool(given.get("wipe")),
         block_setup=_choice(BlockSetup, given, "blockSetup"),
         filesystem=_choice(RootFilesystem, given, "filesystem"),
@@ -57,8 +57,9 @@ def to_disk(task: Task, given: Given) -> Answer:
         esp_size=_size(given, "espSize", DEFAULT_ESP_SIZE, MIN_ESP_SIZE) or DEFAULT_ESP_SIZE,
     )
     _need_root()
-    with blaming("device"):
-        blockdev.need_block_device(disk.device)
+    if not disk.via_loopback:
+        with blaming("device"):
+            blockdev.need_block_device(disk.device)
     with task.observed(INSTALLING) as observer:
         return _answer(install_to_disk(options, disk, observer=observer, wait=False))
 

@@ -150,7 +150,6 @@ def test_status_format_version(capsys: Capture) -> None:
         "--stateroot=x",
         "--uki-addon=a",
         "--progress-fd=5",
-        "--via-loopback",
     ],
 )
 def test_options_that_are_not_honoured_are_refused(option: str, capsys: Capture) -> None:

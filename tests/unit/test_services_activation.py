@@ -96,7 +96,6 @@ def test_what_is_no_sysroot(path: str) -> None:
         ("ToDisk", {"device": "/dev/x", "rootSize": 1000}, "rootSize"),
         ("ToDisk", {"device": "/dev/x", "espSize": 1 << 20}, "espSize"),
         ("ToDisk", {"device": "/dev/x", "blockSetup": "raid"}, "blockSetup"),
-        ("ToDisk", {"device": "/dev/x", "viaLoopback": True}, "viaLoopback"),
         ("ToDisk", {"options": {"bootloader": "lilo"}}, "options.bootloader"),
         ("ToDisk", {"options": {"sourceImgref": "nowhere"}}, "options.sourceImgref"),
         ("ToDisk", {"options": {"targetTransport": "oci"}}, "options.targetTransport"),
