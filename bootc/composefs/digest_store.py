@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 
 from bootc import fs
-from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.digest import Algorithm, FileHasher
 from bootc.errors import BootcError
 from bootc.linux import fsverity, libc, reflink
 
@@ -33,15 +33,10 @@ def changed(path: bytes) -> BootcError:
 
 
 class FileDigester:
-    """fs-verity digests of many files, through one buffer.
-
-    A fresh buffer for each would cost more than a small file's digest.
-    """
+    """fs-verity digests of many files that must not change meanwhile."""
 
     def __init__(self, algorithm: Algorithm) -> None:
-        self._algorithm = algorithm
-        self._room = bytearray(_ROOM)
-        self._view = memoryview(self._room)
+        self._hasher = FileHasher(algorithm)
 
     def digest(self, path: bytes, size: int) -> bytes:
         """The digest of a regular file that had `size` bytes a moment ago."""
@@ -52,21 +47,11 @@ class FileDigester:
             os.close(fd)
 
     def read(self, fd: int, path: bytes, size: int) -> tuple[bytes, memoryview | None]:
-        """(digest, the whole content if it fits the buffer) of an open file, from its start."""
-        view = self._view
-        count = os.readv(fd, (self._room,))
-        if count < _ROOM:
-            if count != size:
-                raise changed(path)
-            return digest_bytes(view[:count], self._algorithm), view[:count]
-        hasher = self._algorithm.hasher()
-        while count == _ROOM:
-            hasher.update(view)
-            count = os.readv(fd, (self._room,))
-        hasher.update(view[:count])
-        if hasher.size != size or os.readv(fd, (self._room,)):
+        """(digest, the whole content if it fits the buffer) of an open file."""
+        digest, found, content = self._hasher.digest(fd)
+        if found != size:
             raise changed(path)
-        return hasher.digest(), None
+        return digest, content
 
 
 class DigestStore:

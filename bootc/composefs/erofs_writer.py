@@ -74,6 +74,7 @@ from bootc.tree import (
 )
 
 _PIECE = 1 << 20
+_RUN = 4096
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
 
@@ -96,8 +97,9 @@ def write_image(
     device number of more than 32 bits, a digest of another algorithm, a directory in two places).
     """
     with paused_collector():
-        image = _Image(root, version, algorithm, like_c=like_c)
-        return b"".join(image.pieces())
+        draft = ImageDraft(root, version=version, algorithm=algorithm, like_c=like_c)
+        draft.settle()
+        return b"".join(draft.pieces())
 
 
 def image_pieces(
@@ -111,9 +113,8 @@ def image_pieces(
 
     Whatever can't be written is refused before the first piece.
     """
-    with paused_collector():
-        image = _Image(root, version, algorithm, like_c=like_c)
-    return _whole_blocks(image.pieces())
+    draft = ImageDraft(root, version=version, algorithm=algorithm, like_c=like_c)
+    return draft.blocks()
 
 
 def _whole_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -145,12 +146,22 @@ def has_whiteouts(root: Directory) -> bool:
     return False
 
 
-class _Image:
-    """One image on its way from tree to bytes; the lists have an item per inode, in order."""
+class ImageDraft:
+    """One image on its way from tree to bytes; the lists have an item per inode, in order.
+
+    The digests of contents may be missing (`External.digest` is None) until `settle`: so a half of
+    the work is done while they are still computed. Nothing else of the tree may change any more.
+    """
 
     def __init__(
-        self, root: Directory, version: FormatVersion, algorithm: Algorithm, *, like_c: bool
+        self,
+        root: Directory,
+        *,
+        version: FormatVersion = FormatVersion.V1,
+        algorithm: Algorithm = Algorithm.SHA512,
+        like_c: bool = False,
     ) -> None:
+        """Arguments and errors are those of `write_image`."""
         self.version = version
         self.like_c = like_c
         self.epoch = version.epoch
@@ -162,17 +173,32 @@ class _Image:
         self.sizes: list[int] = []
         self.extras: list[int] = []  # i_u, where it isn't a block address
         self.splits: dict[int, list[int]] = {}
-        self.types = b""
+        self.attribute_sizes: list[int] = []
 
-        for index, node in enumerate(self.inodes.nodes):
-            if isinstance(node, Directory):
-                self._add_directory(index, node)
-            else:
-                self._add_leaf(index, node)
-        self.types = bytes([FILE_TYPE[mode & 0o170000] for mode in self.modes])
-        self.attribute_sizes = self.table.share()
-        self.compact = self._find_compact()
+        with paused_collector():
+            for index, node in enumerate(self.inodes.nodes):
+                if isinstance(node, Directory):
+                    self._add_directory(index, node)
+                else:
+                    self._add_leaf(index, node)
+            self.types = bytes([FILE_TYPE[mode & 0o170000] for mode in self.modes])
+            self.compact = self._find_compact()
+
+    def blocks(self) -> Iterator[bytes]:
+        """The image in pieces of whole blocks; whatever can't be written is refused before them."""
+        with paused_collector():
+            self.settle()
+        return _whole_blocks(self.pieces())
+
+    def settle(self) -> None:
+        """All digests are there: decide where everything lies."""
         shape = self.shape
+        if self.epoch == 2:
+            for index, node in enumerate(self.inodes.nodes):
+                content = node.content if isinstance(node, Leaf) else None
+                if isinstance(content, External) and content.digest is not None:
+                    shape.tails[index] = 4
+        self.attribute_sizes = self.table.share()
         shape.heads = [
             (32 if small else 64) + size
             for small, size in zip(self.compact, self.attribute_sizes, strict=True)
@@ -222,15 +248,13 @@ class _Image:
         links = node.nlink if node.nlink is not None else self.inodes.links.get(index, 1)
         mode = node.kind | (stat.mode & 0o7777)
         if isinstance(content, External | Sparse) and (content.size or self.epoch == 2):
-            self.table.add_file(stat.xattrs, content)
+            self.table.add_file(node)
             self._append(mode, links, content.size, CHUNK_BASED, 0)
             if self.epoch == 1:
                 self.extras[-1], count = chunk_layout(content.size)
                 self.shape.tails[-1] = 4 * count
             else:
                 self.extras[-1] = 31
-                known = isinstance(content, External) and content.digest is not None
-                self.shape.tails[-1] = 4 if known else 0
             return
         extra: dict[bytes, bytes] = {}
         if self.epoch == 1 and _is_whiteout(content):
@@ -306,20 +330,23 @@ class _Image:
             shape.positions, self._heads(data_at), attributes, shape.tails, shape.blocks,
             shape.layouts,
         )  # fmt: skip
+        run: list[bytes] = []
         for index, (position, head, xattrs, tail, count, layout) in enumerate(
             zip(*columns, strict=True)
         ):
             if position != at:
-                yield zeros[: position - at]
-            yield head
-            if xattrs:
-                yield xattrs
+                run.append(zeros[: position - at])
+            run += (head, xattrs)
             at = position + len(head) + len(xattrs) + tail
             if tail:
                 if layout == CHUNK_BASED:
-                    yield b"\xff" * tail
+                    run.append(b"\xff" * tail)
                 else:
-                    yield self._content(index)[BLOCK * count :]
+                    run.append(self._content(index)[BLOCK * count :])
+            if len(run) > _RUN:
+                yield b"".join(run)
+                run.clear()
+        yield b"".join(run)
         yield zeros[: shape.end - at]
         yield area
         yield zeros[: data_at * BLOCK - shape.end - len(area)]

@@ -39,7 +39,7 @@ from bootc.composefs.erofs_format import (
     split_name,
 )
 from bootc.errors import BootcError
-from bootc.tree import External, Sparse
+from bootc.tree import External, Leaf, Sparse
 
 
 def encode_entry(name: bytes, value: bytes, epoch: int) -> bytes:
@@ -162,6 +162,7 @@ class AttributeTable:
         self._groups: dict[tuple[tuple[bytes, bytes], ...], _Group] = {}
         self._plain = self._intern({}, {})
         self._inodes: list[_Group] = []
+        self._leaves: list[Leaf | None] = []
         self._files: list[External | Sparse | None] = []
         self._objects = _Objects()
         self._order: list[bytes] = []
@@ -194,30 +195,46 @@ class AttributeTable:
         group = self._intern(xattrs, extra) if xattrs or extra else self._plain
         group.count += 1
         self._inodes.append(group)
-        self._files.append(None)
+        self._leaves.append(None)
 
-    def add_file(self, xattrs: dict[bytes, bytes], content: External | Sparse) -> None:
-        """The next inode: a file whose data isn't in the image."""
+    def add_file(self, node: Leaf) -> None:
+        """The next inode: a file whose data isn't in the image. Its digest is asked for later."""
+        xattrs = node.stat.xattrs
         group = self._intern(xattrs, {}) if xattrs else self._plain
         group.count += 1
         self._inodes.append(group)
-        self._files.append(content)
-        if isinstance(content, Sparse):
-            self._objects.unknown += 1
-            return
-        digest = content.digest
-        if digest is not None and len(digest) != self._width:
-            raise BootcError(
-                f"the digest of an object has {len(digest)} bytes instead of {self._width}",
-                hint="write the image with the algorithm of the repository",
-            )
-        self._objects.add(digest, content.payload)
+        self._leaves.append(node)
+
+    def _settle(self) -> None:
+        """Take the contents of all files as they are now."""
+        width, add = self._width, self._objects.add
+        for node in self._leaves:
+            content = None if node is None else node.content
+            if isinstance(content, External):
+                self._files.append(content)
+                digest = content.digest
+                if digest is not None and len(digest) != width:
+                    raise BootcError(
+                        f"the digest of an object has {len(digest)} bytes instead of {width}",
+                        hint="write the image with the algorithm of the repository",
+                    )
+                add(digest, content.payload)
+            elif isinstance(content, Sparse):
+                self._files.append(content)
+                self._objects.unknown += 1
+            else:
+                self._files.append(None)
+        self._leaves.clear()
 
     def _redirect(self, path: bytes) -> bytes:
         return encode_entry(REDIRECT, b"/" + path, self._epoch)
 
     def share(self) -> list[int]:
-        """The size of every inode's attributes, in inode order. Fills `shared_area`."""
+        """The size of every inode's attributes, in inode order. Fills `shared_area`.
+
+        From here on the contents of the files have to stay as they are.
+        """
+        self._settle()
         counts: dict[bytes, int] = {}
         for group in self._groups.values():
             for entry in chain(*group.parts):
@@ -245,7 +262,7 @@ class AttributeTable:
 
     def _sizes(self) -> list[int]:
         sizes: list[int] = []
-        local = len(self._unknown), len(self._metacopy) + self._width, 4
+        local = len(self._unknown), len(self._metacopy) + self._width, 4, 8
         lengths: dict[int, int] = {0: 0}
         for group, file in zip(self._inodes, self._files, strict=True):
             if file is None:
@@ -266,18 +283,21 @@ class AttributeTable:
     def _find_usual(
         self, group: _Group, file: External | Sparse
     ) -> tuple[int, bytes, bytes] | None:
-        """(kind, digest, path) of a file whose digest and path, if it has them, aren't shared.
+        """(kind, digest, path) of a file, or None if neither is true of it: its digest and path, if
+        it has them, aren't shared; or both are, and the path is the digest's own.
 
-        `kind` says how its metacopy is stored: _UNKNOWN, _KNOWN or _SHARED.
+        `kind` says how its metacopy is stored: _UNKNOWN, _KNOWN or _SHARED; or _BOTH are shared.
         """
         objects = self._objects
         path = b""
         if isinstance(file, External):
             digest = file.digest
             if file.payload is None and digest is not None:
-                if digest in objects.shared_plain or digest in objects.shared_digests:
-                    return None
-                return _KNOWN, digest, object_path(digest)
+                shared = (digest in objects.shared_plain) + (digest in objects.shared_digests)
+                if not shared:
+                    return _KNOWN, digest, object_path(digest)
+                fits = shared == 2 and group.own_count + 2 <= self._limit
+                return (_BOTH, digest, b"") if fits else None
             path = file.payload or b""
             if path in objects.shared_paths or digest in objects.shared_digests:
                 return None
@@ -315,6 +335,7 @@ class AttributeTable:
             start += len(entry)
         whole: dict[_Group, bytes] = {self._plain: b""}
         around: dict[tuple[_Group, int, int], tuple[bytes, bytes, bytes]] = {}
+        pairs: dict[bytes, tuple[bytes, bytes]] = {}
         for group, file in zip(self._inodes, self._files, strict=True):
             if file is None:
                 block = whole.get(group)
@@ -331,6 +352,13 @@ class AttributeTable:
                 yield b"".join((head, *[ids[entry] for entry in entries], local))
                 continue
             kind, digest, path = usual
+            if kind == _BOTH:
+                pair = pairs.get(digest)
+                if pair is None:
+                    redirect = self._redirect(object_path(digest))
+                    pair = pairs[digest] = ids[self._metacopy + digest], ids[redirect]
+                yield self._refer(group, pair, ids)
+                continue
             key = group, kind, len(path)
             found = around.get(key)
             if found is None:
@@ -338,6 +366,15 @@ class AttributeTable:
                 if group.count > 1:
                     around[key] = found
             yield b"".join((found[0], digest, found[1], path, found[2]))
+
+    def _refer(self, group: _Group, pair: tuple[bytes, bytes], ids: dict[bytes, bytes]) -> bytes:
+        """The attributes of a file whose metacopy and redirect, of these ids, are shared."""
+        mask = (group.mask | self._masks[0] | self._masks[1]) ^ 0xFFFFFFFF
+        if not group.own_count:
+            return XATTR_HEADER.pack(mask, 2) + b"".join((*pair, *group.local))
+        before, between, after = ([ids[entry] for entry in part] for part in group.own)
+        words = (*before, pair[0], *between, pair[1], *after)
+        return XATTR_HEADER.pack(mask, len(words)) + b"".join((*words, *group.local))
 
     def _around(
         self, group: _Group, kind: int, path: bytes, ids: dict[bytes, bytes]
@@ -358,7 +395,7 @@ class AttributeTable:
         return head + before + metacopy, between + redirect, padding + after
 
 
-_UNKNOWN, _KNOWN, _SHARED = range(3)
+_UNKNOWN, _KNOWN, _SHARED, _BOTH = range(4)
 
 
 def _head(mask: int, own: _Parts, ids: dict[bytes, bytes]) -> bytes:

@@ -131,14 +131,25 @@ class _InStore:
 
 
 def scan_directory(
-    path: str | os.PathLike[str], keep: Keep, options: ScanOptions = DEFAULTS
+    path: str | os.PathLike[str],
+    keep: Keep,
+    options: ScanOptions = DEFAULTS,
+    *,
+    meanwhile: Callable[[Directory], None] | None = None,
 ) -> Directory:
     """Read the tree below `path`.
 
-    Raises `BootcError`, with the path, for what can't be read or changes while it is.
+    `meanwhile` is called with a tree that only lacks the digests (`External.digest` is None), while
+    processes compute these. Raises `BootcError`, with the path, for what can't be read or changes
+    while it is.
     """
     with keep() as keeper, paused_collector():
-        return _Scan(keeper, options).scan(os.fsencode(path))
+        scan = _Scan(keeper, options)
+        root = scan.scan(os.fsencode(path))
+        if meanwhile is not None:
+            meanwhile(root)
+        scan.finish()
+    return root
 
 
 class _Scan:
@@ -150,6 +161,7 @@ class _Scan:
         self._waiting: list[tuple[Leaf, int]] = []
 
     def scan(self, path: bytes) -> Directory:
+        """The tree, whose large contents have no digests yet."""
         where = path
         try:
             root = Directory(self._stat(path, os.lstat(path)))
@@ -160,12 +172,15 @@ class _Scan:
         except OSError as error:
             name = os.fsdecode(error.filename if error.filename is not None else where)
             raise BootcError(f"cannot read {name}: {error.strerror}") from error
+        return root
+
+    def finish(self) -> None:
+        """Give the contents their digests."""
         digests = self._keeper.finish()
         for (leaf, size), digest in zip(self._waiting, digests, strict=True):
             leaf.content = External(size, digest)
         for leaf, first in self._again:
             leaf.content = first.content
-        return root
 
     def _fill(self, path: bytes, directory: Directory) -> list[tuple[bytes, Directory]]:
         """Read what lies in `path`; the directories are still to be filled."""
@@ -202,7 +217,7 @@ class _Scan:
         kind = stat.S_IFMT(info.st_mode)
         size = info.st_size
         if kind == stat.S_IFREG and size > INLINE_MAX:
-            leaf = Leaf(self._stat(path, info), _EMPTY)
+            leaf = Leaf(self._stat(path, info), External(size, None))
             self._waiting.append((leaf, size))
             self._keeper.submit(path, size)
             return leaf

@@ -62,7 +62,13 @@ def _ours(module: str, *argv: str) -> tuple[str, ...]:
     return (sys.executable, "-c", _ENTRY.format(module=module), *argv)
 
 
+def _env(setup: Setup) -> dict[str, str]:
+    """Byte code is kept, as it is for an installed program."""
+    return {"PYTHONPYCACHEPREFIX": str(setup.folder / "pyc"), "PYTHONDONTWRITEBYTECODE": ""}
+
+
 def _make_row(
+    setup: Setup,
     arguments: tuple[str, ...],
     *,
     ratio_max: float | None,
@@ -74,7 +80,7 @@ def _make_row(
     def side(label: str, argv: tuple[str, ...]) -> Side:
         name = label.split()[0]
         filled = tuple(argument.format(side=name) for argument in arguments)
-        return Side(label=label, argv=(*argv, *filled))
+        return Side(label=label, argv=(*argv, *filled), env=_env(setup))
 
     return Row(
         ours=side("ours", _ours("mkcomposefs")),
@@ -86,7 +92,7 @@ def _make_row(
 
 
 def _tree(setup: Setup) -> Row:
-    return _make_row(("--print-digest-only", str(setup.tree())), ratio_max=1.2)
+    return _make_row(setup, ("--print-digest-only", str(setup.tree())), ratio_max=1.2)
 
 
 def _stores(setup: Setup) -> Path:
@@ -107,7 +113,7 @@ def _fresh(setup: Setup) -> Row:
 
         store, tree = stores / name, str(setup.tree())
         arguments = (f"--digest-store={store}", "--print-digest", tree, f"{store}.image")
-        return Side(label=name, argv=(*argv, *arguments), prepare=empty)
+        return Side(label=name, argv=(*argv, *arguments), env=_env(setup), prepare=empty)
 
     script = f'LD_PRELOAD="{once}" "$@" && sync -f "{stores}"'
     return Row(
@@ -135,7 +141,9 @@ def _existing(setup: Setup) -> Row:
         store = f"--digest-store={stores / side}"
         process.run([tools.make, store, tree, f"{stores / side}.image"], timeout=600)
     option = f"--digest-store={stores}/{{side}}"
-    return _make_row((option, "--print-digest", tree, f"{stores}/{{side}}.image"), ratio_max=1.2)
+    return _make_row(
+        setup, (option, "--print-digest", tree, f"{stores}/{{side}}.image"), ratio_max=1.2
+    )
 
 
 def _dump_of_tree(setup: Setup) -> Path:
@@ -150,6 +158,7 @@ def _dump_of_tree(setup: Setup) -> Path:
 
 def _from_file(setup: Setup) -> Row:
     return _make_row(
+        setup,
         ("--from-file", "--print-digest-only", str(_dump_of_tree(setup))),
         ratio_max=3.5,
         rss_max=100,
@@ -165,7 +174,7 @@ def _info(setup: Setup, command: str) -> Row:
     if not image.exists():
         process.run([tools.make, "--from-file", str(_dump_of_tree(setup)), str(image)])
     return Row(
-        ours=Side(label="ours", argv=_ours("composefs_info", command, str(image))),
+        ours=Side(label="ours", argv=_ours("composefs_info", command, str(image)), env=_env(setup)),
         theirs=Side(label="theirs (C)", argv=(theirs, command, str(image))),
         same_output=True,
     )
@@ -178,7 +187,9 @@ def _growth(setup: Setup, count: int) -> Row:
     image = str(setup.folder / f"{count}.image")
     argv = (sys.executable, "-c", _PER_INODE, str(path), image, str(count))
     return Row(
-        ours=Side(label="ours", argv=argv, value=lambda text: float(text.split()[-1])),
+        ours=Side(
+            label="ours", argv=argv, env=_env(setup), value=lambda text: float(text.split()[-1])
+        ),
         unit="us/inode",
         rss_max=_MILLION_MIB * count / _GROWTH[-1],
     )

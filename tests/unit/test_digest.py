@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from bootc.composefs.digest import Algorithm, Hasher, digest_bytes, digest_fd
+from bootc.composefs.digest import Algorithm, FileHasher, Hasher, digest_bytes, digest_fd
 
 HELLO512 = (
     "18430270729d162d4e469daca123ae61893db4b0583d8f7081e3bf4f92b88ba5"
@@ -71,6 +71,25 @@ def test_digest_of_pieces_is_that_of_the_whole(cuts: list[int], algorithm: Algor
         at += cut
         assert hasher.digest() == digest_bytes(data[:at], algorithm)
     assert hasher.size == len(data)
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_digest_of_files_through_one_buffer(algorithm: Algorithm, tmp_path: Path) -> None:
+    room = 256 * 1024
+    hasher = FileHasher(algorithm)
+    sizes = (0, 1, 4096, 4097, room - 1, room, room + 1, room + 4096, 5 * room, 5 * room - 4095)
+    # What a larger file left in the buffer must not count.
+    for size in (*sizes, *reversed(sizes)):
+        path = tmp_path / "data"
+        path.write_bytes(ramp(size))
+        with open(path, "rb") as file:
+            digest, found, content = hasher.digest(file.fileno())
+            assert (
+                digest == digest_bytes(ramp(size), algorithm) == digest_fd(file.fileno(), algorithm)
+            )
+            assert found == size
+            assert content is None if size >= room else content == ramp(size)
+            assert file.tell() == 0
 
 
 def test_digest_names() -> None:

@@ -76,6 +76,18 @@ def test_scan_everything(folder: Path, processes: int) -> None:
     assert leaf(root, "socket").stat.uid == os.getuid()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_scan_shows_the_tree_before_the_digests(folder: Path, processes: int) -> None:
+    seen: list[tuple[Directory, object]] = []
+    root = scan_directory(
+        folder,
+        keep(processes),
+        meanwhile=lambda root: seen.append((root, leaf(root, "big").content)),
+    )
+    assert seen == [(root, External(100, None))]
+    assert leaf(root, "big").content == External(100, digest_bytes(BIG, Algorithm.SHA256))
+
+
 def test_scan_less(folder: Path) -> None:
     try:
         os.setxattr(folder / "big", "user.a", b"1")
