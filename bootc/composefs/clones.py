@@ -28,7 +28,9 @@ def clone_file(
     they are too many to keep. It may be called a second time, for what counts then; it raises if
     the content is shorter. What it makes of a longer one is the caller's: see `os.fstat(item.fd)`.
     """
-    leased = store.may_clone(source) and filelease.is_own(source) and filelease.take(source)
+    if not store.may_clone(source):
+        return None
+    leased = filelease.is_own(source) and filelease.take(source)
     fd = store.clone(source)
     if fd is None:
         return None

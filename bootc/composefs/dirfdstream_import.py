@@ -406,7 +406,7 @@ def receive_layer(
         before = repo.counts()
         with (
             DigestProcess() as hashing,
-            WriterPool(repo.writable_objects(), writer_count(), compute=hashing.digest) as pool,
+            WriterPool(repo.writable_objects(), writer_count(), hashing=hashing) as pool,
         ):
             if tar:
                 layer = _import_tar(repo, contents, pool, pipe, diff_id, limit, zerocopy=zerocopy)

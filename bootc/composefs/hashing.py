@@ -1,27 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""fs-verity digests of large files by a process of its own, where the kernel computes none.
+"""fs-verity digests by a process of its own, where the kernel computes none.
 
-Blocks of 4096 bytes are too short for Python's threads to hash at the same time, and a program with
-threads can't fork. So this starts an interpreter, when the first large file comes, and sends it
-descriptors over a socket that keeps messages apart: a byte for the algorithm, with the file's
-descriptor; the digest comes back, or an empty message if that failed.
+Python's threads don't hash blocks of 4096 bytes at the same time: for each they hand a lock over,
+and the thread that parses waits with them. A program with threads can't fork, either. So this
+starts an interpreter, when it is asked first, and talks to it over a socket that keeps messages
+apart. A message is a byte for the algorithm and
+
+    nothing more, with a descriptor    hash that file
+    u32 lengths (little-endian)        hash so many contents, which lie one after another in the
+                                       memory that both share
+
+and the answer is the digests, one after another, or nothing if that failed. The first message
+brings the descriptor of the shared memory.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import sys
 import threading
+from array import array
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from bootc import process
-from bootc.composefs.digest import Algorithm, digest_fd
+from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
 
 LARGE = 4 << 20
 """Bytes: a smaller file is hashed sooner than it is sent."""
+SHARED = 5 << 20
+"""Bytes of the shared memory."""
+_CONTENTS_MAX = 1024
+_HELLO = b"\0"
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -36,6 +50,7 @@ class DigestProcess:
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._shared: mmap.mmap | None = None
         self._useless = len(os.sched_getaffinity(0)) == 1
 
     def __enter__(self) -> Self:
@@ -53,46 +68,103 @@ class DigestProcess:
         """The digest of the whole file `fd`, of `size` bytes; `OSError` if it can't be read."""
         if size >= LARGE and not self._useless:
             with self._lock:
-                found = self._ask(fd, algorithm)
+                found = self._ask([], [fd], algorithm)
             if found:
                 return found
         return digest_fd(fd, algorithm)
 
-    def _ask(self, fd: int, algorithm: Algorithm) -> bytes:
+    def digests(self, contents: Sequence[bytes], algorithm: Algorithm) -> list[bytes]:
+        """The digests of `contents`, which are best so many that a message is worth it."""
+        if (
+            not self._useless
+            and 0 < len(contents) <= _CONTENTS_MAX
+            and sum(map(len, contents)) <= SHARED
+        ):
+            with self._lock:
+                found = self._ask(contents, [], algorithm)
+            if found:
+                width = algorithm.size
+                return [found[at : at + width] for at in range(0, len(found), width)]
+        return [digest_bytes(content, algorithm) for content in contents]
+
+    def _ask(self, contents: Sequence[bytes], fds: list[int], algorithm: Algorithm) -> bytes:
+        """The digests, one after another; nothing if there is no process that could tell."""
+        expected = algorithm.size * (len(contents) or 1)
         try:
-            if self._socket is None:
-                self._socket = self._start()
-            socket.send_fds(self._socket, [bytes([algorithm.kernel])], [fd])
-            found = self._socket.recv(algorithm.size)
+            if self._socket is None or self._shared is None:
+                self._socket, self._shared = self._start()
+            at = 0
+            for content in contents:
+                self._shared[at : at + len(content)] = content
+                at += len(content)
+            message = bytes([algorithm.kernel]) + _pack([len(content) for content in contents])
+            socket.send_fds(self._socket, [message], fds)
+            found = self._socket.recv(expected)
         except OSError:
             found = b""
         # Without an answer it ended: then all is done here.
-        self._useless = len(found) != algorithm.size
+        self._useless = len(found) != expected
         return b"" if self._useless else found
 
-    def _start(self) -> socket.socket:
+    def _start(self) -> tuple[socket.socket, mmap.mmap]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Last in, first out: the process sees the end of its socket before it is waited for.
         with theirs:
             argv = [sys.executable, "-I", "-c", _CODE, _TOP]
             self._stack.enter_context(process.running(argv, stdin=theirs.fileno()))
         self._stack.enter_context(ours)
-        return ours
+        memory = os.memfd_create("contents")
+        try:
+            os.truncate(memory, SHARED)
+            shared = self._stack.enter_context(mmap.mmap(memory, SHARED))
+            socket.send_fds(ours, [_HELLO], [memory])
+        finally:
+            os.close(memory)
+        return ours, shared
+
+
+def _pack(numbers: list[int]) -> bytes:
+    packed = array("I", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _unpack(data: bytes) -> list[int]:
+    packed = array("I", data)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tolist()
 
 
 def serve() -> None:
     """The process: answer on stdin, which is the socket, until nobody is there."""
     with socket.socket(fileno=os.dup(0)) as asked:
-        while True:
-            message, fds, _, _ = socket.recv_fds(asked, 1, 1)
-            if not message or not fds:
-                return
-            (kernel,) = message
-            algorithm = next(each for each in Algorithm if each.kernel == kernel)
-            try:
-                answer = digest_fd(fds[0], algorithm)
-            except OSError:
-                return
-            finally:
-                os.close(fds[0])
-            asked.send(answer)
+        _, fds, _, _ = socket.recv_fds(asked, 1, 1)
+        if not fds:
+            return
+        with mmap.mmap(fds[0], SHARED) as shared, memoryview(shared) as contents:
+            os.close(fds[0])
+            while answer := _answer(asked, contents):
+                asked.send(answer)
+
+
+def _answer(asked: socket.socket, contents: memoryview) -> bytes:
+    """The digests that the next message asks for; nothing at the end."""
+    message, fds, _, _ = socket.recv_fds(asked, 1 + 4 * _CONTENTS_MAX, 1)
+    if not message:
+        return b""
+    algorithm = next(each for each in Algorithm if each.kernel == message[0])
+    if fds:
+        try:
+            return digest_fd(fds[0], algorithm)
+        except OSError:
+            return b""
+        finally:
+            os.close(fds[0])
+    digests, at = [], 0
+    for length in _unpack(message[1:]):
+        with contents[at : at + length] as content:
+            digests.append(digest_bytes(content, algorithm))
+        at += length
+    return b"".join(digests)

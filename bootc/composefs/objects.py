@@ -274,12 +274,14 @@ class ObjectStore:
         self._no_reflink.add(device)
         return None
 
-    def store(self, data: bytes) -> bytes:
-        """Store `data`, if it isn't there yet, and return its digest."""
-        digest: bytes | None = None
+    def store(self, data: bytes, *, digest: bytes | None = None) -> bytes:
+        """Store `data`, if it isn't there yet, and return its digest.
+
+        `digest`, if the caller has computed it, is believed.
+        """
         if not self._measures or self._names:
             # Objects were here when we came, so this one may be: hashing is cheaper than writing.
-            digest = digest_bytes(data, self.algorithm)
+            digest = digest or digest_bytes(data, self.algorithm)
             if self._is_stored(digest, len(data)):
                 self._count(Route.EXISTING, len(data))
                 return digest
@@ -366,20 +368,20 @@ class ObjectStore:
         measured = fsverity.measure(source)
         return measured is not None and measured[0] == self.algorithm.kernel
 
-    def link(self, source: int, size: int, data: bytes = b"") -> bytes | None:
+    def link(self, source: int, size: int, *, compute: Compute | None = None) -> bytes | None:
         """Make the file `source` (readable) itself an object; its digest, or None if it can't be.
 
-        `data`, if the caller has read it, is what the file holds: it isn't read again.
+        `compute`: as in `adopt`.
         """
         if not self.can_link(source):
             return None
         measured = fsverity.measure(source) if self._measures else None
         if measured is not None:
             digest = measured[1]
+        elif compute is not None:
+            digest = compute(source, size, self.algorithm)
         else:
-            digest = (
-                digest_bytes(data, self.algorithm) if data else digest_fd(source, self.algorithm)
-            )
+            digest = digest_fd(source, self.algorithm)
         try:
             self._link(source, digest, size, Route.HARDLINKED)
         except OSError as error:

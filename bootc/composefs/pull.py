@@ -15,11 +15,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import BinaryIO
 
 from bootc.composefs.fetch import Fetch, WantedLayer
+from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import import_layer
 from bootc.composefs.objects import ObjectCounts
 from bootc.composefs.progress import Done, Event, Message, OnProgress, Skipped, one_at_a_time
@@ -48,6 +49,7 @@ from bootc.oci.model import (
     read_manifest,
     verify_digest,
 )
+from bootc.storage.source import StorageSource
 
 __all__ = ["Event", "OnProgress", "PulledImage", "PulledLayer", "pull"]
 
@@ -223,7 +225,11 @@ def _pull_layers(
         store = repo.writable_objects()
         before = repo.counts()
         inlined = streams = 0
-        with WriterPool(store, writer_count()) as pool:
+        with ExitStack() as stack:
+            hashing = None
+            if isinstance(source, StorageSource):
+                hashing = stack.enter_context(DigestProcess())
+            pool = stack.enter_context(WriterPool(store, writer_count(), hashing=hashing))
             fetch = Fetch(source, pool, repo.algorithm, limit, report, zerocopy=zerocopy)
             with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:

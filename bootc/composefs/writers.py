@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
+from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.objects import Compute, ObjectStore, Route
 from bootc.linux import filelease
 from bootc.tree import External, Leaf
@@ -78,11 +79,11 @@ class WriterPool:
     what has not begun."""
 
     def __init__(
-        self, store: ObjectStore, workers: int = 2, *, compute: Compute | None = None
+        self, store: ObjectStore, workers: int = 2, *, hashing: DigestProcess | None = None
     ) -> None:
-        """`compute` finds the digests of files: see `ObjectStore.adopt`."""
+        """`hashing` computes digests, where the kernel doesn't."""
         self.store = store
-        self._compute = compute
+        self._hashing = hashing
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._stopped = False
         self._threads = [
@@ -131,44 +132,57 @@ class WriterPool:
 
     def _store_all(self, batch: Batch) -> None:
         store = self.store
-        for item in batch.items:
+        known = self._digest_data(batch)
+        for number, item in enumerate(batch.items):
+            compute = partial(self._digest, item, known.get(number))
             if item.route is Route.HARDLINKED:
                 fd, item.fd = item.fd, -1
                 try:
-                    item.digest = self._link(fd, item)
+                    item.digest = self._link(fd, item, compute)
                 finally:
                     os.close(fd)
-                item.data = b""
             elif item.fd >= 0:
                 fd, item.fd = item.fd, -1
-                compute = partial(self._digest, item)
                 item.digest = store.adopt(fd, item.size, route=item.route, compute=compute)
-                item.data = b""
                 item.close_twin()
             elif not item.digest:
-                item.digest = store.store(item.data)
-                item.data = b""
+                item.digest = store.store(item.data, digest=known.get(number))
+            item.data = b""
             item.leaf.content = External(item.size, item.digest)
 
-    def _digest(self, item: Item, fd: int, size: int, algorithm: Algorithm) -> bytes:
-        """The digest of what `fd` holds, by the cheapest way to read that."""
-        if item.data:
-            return digest_bytes(item.data, algorithm)
-        if item.twin >= 0:
-            found = self._digest_file(item.twin, size, algorithm)
-            if filelease.holds(item.twin):
-                return found
-        return self._digest_file(fd, size, algorithm)
-
-    def _digest_file(self, fd: int, size: int, algorithm: Algorithm) -> bytes:
-        return (
-            digest_fd(fd, algorithm)
-            if self._compute is None
-            else self._compute(fd, size, algorithm)
+    def _digest_data(self, batch: Batch) -> dict[int, bytes]:
+        """The digests of the items whose contents are in memory, by their number, as far as it
+        pays to compute all at once."""
+        if self._hashing is None or self.store.measures:
+            return {}
+        numbers = [number for number, item in enumerate(batch.items) if item.data]
+        contents = [batch.items[number].data for number in numbers]
+        return dict(
+            zip(numbers, self._hashing.digests(contents, self.store.algorithm), strict=True)
         )
 
-    def _link(self, fd: int, item: Item) -> bytes:
-        linked = self.store.link(fd, item.size, item.data)
+    def _digest(
+        self, item: Item, known: bytes | None, fd: int, size: int, algorithm: Algorithm
+    ) -> bytes:
+        """The digest of what `fd` holds, by the cheapest way to read that."""
+        if known is not None:
+            return known
+        if item.data:
+            return digest_bytes(item.data, algorithm)
+        compute = digest_file if self._hashing is None else self._hashing.digest
+        if item.twin >= 0:
+            found = compute(item.twin, size, algorithm)
+            if filelease.holds(item.twin):
+                return found
+        return compute(fd, size, algorithm)
+
+    def _link(self, fd: int, item: Item, compute: Compute) -> bytes:
+        linked = self.store.link(fd, item.size, compute=compute)
         if linked is not None:
             return linked
         return self.store.store(item.data) if item.data else self.store.import_file(fd)
+
+
+def digest_file(fd: int, size: int, algorithm: Algorithm) -> bytes:
+    """The `Compute` of whoever has no other: here and now."""
+    return digest_fd(fd, algorithm)

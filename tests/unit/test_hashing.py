@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bootc.composefs.digest import Algorithm, digest_bytes
-from bootc.composefs.hashing import LARGE, DigestProcess
+from bootc.composefs.hashing import LARGE, SHARED, DigestProcess
 from tests.varlinks import open_fds
 
 
@@ -26,6 +26,22 @@ def test_digests_are_the_same(tmp_path: Path, size: int) -> None:
     assert open_fds() == before
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [[], [0], [1, 0, 4096], [4097] * 24, [LARGE, 5], [SHARED], [SHARED, 1], [1] * 1025],
+    ids=lambda sizes: f"{len(sizes)} of {sum(sizes)}",
+)
+def test_many_contents_are_hashed_at_once(sizes: list[int]) -> None:
+    contents = [os.urandom(size) for size in sizes]
+    before = open_fds()
+    with DigestProcess() as hashing:
+        for algorithm in (*Algorithm, *Algorithm):
+            assert hashing.digests(contents, algorithm) == [
+                digest_bytes(content, algorithm) for content in contents
+            ]
+    assert open_fds() == before
+
+
 def test_a_process_that_cannot_start_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,5 +55,6 @@ def test_a_process_that_cannot_start_is_done_without(
     with DigestProcess() as hashing:
         for algorithm in (*Algorithm, *Algorithm):
             assert hashing.digest(fd, LARGE, algorithm) == digest_bytes(data, algorithm)
+            assert hashing.digests([data], algorithm) == [digest_bytes(data, algorithm)]
     os.close(fd)
     assert open_fds() == before
