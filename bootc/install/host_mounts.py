@@ -3,6 +3,7 @@
 
     /dev                  new partitions have nodes only in the host's own
     /var/lib/containers   where the image is that the container runs
+    /var/tmp              room for an image, which the layer of a container may not have
     /run/udev             udev says when it has done with a disk
 
 `podman run --privileged --pid=host` shows the host's processes, so the mount namespace of process 1
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from bootc.errors import BootcError
 from bootc.linux import libc, mount
 
-SHARED = ("/dev", "/var/lib/containers", "/run/udev")
+SHARED = ("/dev", "/var/lib/containers", "/var/tmp", "/run/udev")
 _log = logging.getLogger(__name__)
 _OURS, _INIT = "/proc/self/ns/mnt", "/proc/1/ns/mnt"
 
