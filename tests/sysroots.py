@@ -35,7 +35,7 @@ from bootc.deploy.sysroot import Sysroot, read_menu
 from bootc.oci.layout import open_source
 from bootc.oci.reference import ImageReference, parse_imgref
 from bootc.spec import BootType
-from tests.ocibuild import END, folder, member, write_layout
+from tests.ocibuild import END, folder, header, member, write_layout
 
 FIRST_ARGUMENTS = ["root=UUID=1234", "rw"]
 
@@ -53,6 +53,8 @@ class ImageContent:
     """kargs.d files by name."""
     extra: dict[str, bytes] = field(default_factory=dict)
     """Further files, by their path; their folders are made."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Symbolic links, by their path, and what they lead to."""
 
     def tar(self) -> bytes:
         release = f'ID={self.os_id}\nPRETTY_NAME="Mock {self.version}"\nVERSION_ID={self.version}\n'
@@ -65,7 +67,7 @@ class ImageContent:
             **self.extra,
         }
         folders = {"boot", "etc", "run", "sysroot", "usr", "var"}
-        for name in files:
+        for name in [*files, *self.links]:
             while name := os.path.dirname(name):
                 folders.add(name)
         return b"".join(
@@ -73,6 +75,10 @@ class ImageContent:
                 folder(b"./"),
                 *(folder(f"{name}/".encode()) for name in sorted(folders)),
                 *(member(name.encode(), data) for name, data in sorted(files.items())),
+                *(
+                    header(name.encode(), 0, b"2", link=target.encode(), mode=0o777)
+                    for name, target in sorted(self.links.items())
+                ),
                 END,
             ]
         )

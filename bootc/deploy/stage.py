@@ -2,7 +2,8 @@
 """Stage an image: everything that the next shutdown needs to boot it, written in a safe order.
 
 1. pull: layers, config, manifest, tag; the composefs image, whose digest is the deployment's id;
-2. compare: the same id again, or a conflict in /etc, ends it here, and nothing was staged;
+2. compare: the same id again, or a conflict in /etc, ends it here, and nothing was staged; nor is
+   it when images that are bound to this one cannot be pulled;
 3. what was staged before is forgotten, and leftovers of an interrupted staging are removed;
 4. the unit that finalizes at shutdown is started;
 5. kernel and initrd on the ESP (or a deployment's folder that has the very same ones); the state
@@ -32,6 +33,7 @@ from bootc.composefs.stored import PulledImage
 from bootc.deploy import image as images
 from bootc.deploy import machine, messages, state
 from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
+from bootc.deploy.bound import need_bound_images, pull_bound_images
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.etc_merge import need_mergeable, plan_merge
 from bootc.deploy.etc_tree import read_live
@@ -160,7 +162,9 @@ def stage(
                     new.image.etc,
                 )
             )
+        bound = need_bound_images(repo, new.image.tree)
         tell.stage(Stage.DEPLOYING)
+        pull_bound_images(sysroot, bound)
         new = _with_kernel(sysroot, repo, new, booted, old)
         machine.arm_finalize(sysroot)
         forget_staged(sysroot)
