@@ -147,7 +147,7 @@ def upgrade(record: "dict[str, Any]") -> None:
 def finish(record: "dict[str, Any]") -> None:
     check_booted("3", record["third"], record["staged"])
     # The image of before the switch: no deployment has it any more, and bootc had brought it.
-    booted.told("bootc", "internals", "composefs-gc")
+    booted.told("bootc", "internals", "composefs-gc", "--prune-repo")
     expect_stored([record["second"], record["third"]])
 
 
