@@ -124,7 +124,7 @@ def _install(
     with ExitStack() as stack:
         if not options.dry_run:
             stack.enter_context(one_at_a_time(wait=wait))
-        source = stack.enter_context(_opened(reference, options))
+        source = stack.enter_context(opened_source(reference, options))
         facts = read_facts(shown, source.manifest_digest, source.manifest, source.config)
         plan = replace(make_plan(load_config(), facts), fetch_from=reference)
         if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
@@ -140,7 +140,8 @@ def _install(
 
 
 @contextmanager
-def _opened(reference: ImageReference, options: InstallOptions) -> Iterator[ImageSource]:
+def opened_source(reference: ImageReference, options: InstallOptions) -> Iterator[ImageSource]:
+    """The image to install, as long as the block. Raises `BootcError`."""
     with ExitStack() as stack:
         try:
             source = stack.enter_context(open_source(reference.imgref))

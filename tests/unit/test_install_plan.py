@@ -247,6 +247,30 @@ def test_containers_that_are_refused(tmp_path: Path, old: str, new: str, problem
         verbs.read_container(str(env))
 
 
+def test_a_container_without_privileges(tmp_path: Path) -> None:
+    env = tmp_path / "containerenv"
+    env.touch()
+    with pytest.raises(BootcError, match="the container is not privileged") as caught:
+        verbs.read_container(str(env))
+    assert "--privileged --pid=host" in (caught.value.hint or "")
+
+
+def test_a_container_that_was_not_given_the_storage(tmp_path: Path) -> None:
+    where = f"[overlay@{tmp_path}/none+{tmp_path}/run]{'ab' * 32}"
+    image = ImageReference(image=where, transport=Transport.CONTAINERS_STORAGE)
+    with (
+        pytest.raises(BootcError, match="image of this container cannot be read") as caught,
+        verbs.opened_source(image, InstallOptions()),
+    ):
+        pass
+    assert "-v /var/lib/containers:/var/lib/containers" in (caught.value.hint or "")
+    with (
+        pytest.raises(BootcError, match="no container storage"),
+        verbs.opened_source(image, InstallOptions(source_imgref=image.imgref)),
+    ):
+        pass
+
+
 def test_no_container_and_no_source(tmp_path: Path) -> None:
     with pytest.raises(BootcError, match="not a container") as caught:
         verbs.read_container(str(tmp_path / "missing"))
