@@ -93,7 +93,9 @@ def open_source(
     reference = parse_imgref(imgref)
     if reference.transport is Transport.CONTAINERS_STORAGE and local is not LocalStorage.SKOPEO:
         try:
-            return StorageSource(find_stored(reference.image))
+            source = StorageSource(find_stored(reference.image))
+            source.need_supported()
+            return source
         except Unsupported as refusal:
             if local is LocalStorage.NATIVE:
                 raise

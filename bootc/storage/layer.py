@@ -76,7 +76,7 @@ class LayerReader:
         self._opener = opener
         self._stack = stack
         self._tarsplit = tarsplit
-        self._split_name = layer.store.path("overlay-layers", f"{self.id}.tar-split.gz")
+        self._split_name = _tarsplit_path(layer)
         self._directories = [self._open_directory(layer.store.diff(self.id))]
         self._waiting: list[bytes] | None = None
 
@@ -243,6 +243,16 @@ def _stub(fd: int, name: bytes) -> bytes | None:
     return None
 
 
+def _tarsplit_path(layer: StoredLayer) -> str:
+    return layer.store.path("overlay-layers", f"{layer.record.id}.tar-split.gz")
+
+
+def need_tarsplit(layer: StoredLayer) -> None:
+    """Raise `Unsupported` for a layer that `open_layer` is going to raise it for."""
+    if not os.path.exists(path := _tarsplit_path(layer)):
+        raise Unsupported(f"{path} is missing: the layer's tar cannot be built")
+
+
 @contextmanager
 def open_layer(
     layer: StoredLayer, stores: Sequence[Store], opener: Opener
@@ -251,12 +261,11 @@ def open_layer(
 
     Raises `Unsupported` for a layer that has no tar-split.
     """
-    path = layer.store.path("overlay-layers", f"{layer.record.id}.tar-split.gz")
+    path = _tarsplit_path(layer)
     with ExitStack() as stack:
+        need_tarsplit(layer)
         try:
             file = stack.enter_context(open(path, "rb"))
-        except FileNotFoundError:
-            raise Unsupported(f"{path} is missing: the layer's tar cannot be built") from None
         except OSError as error:
             raise BootcError(f"cannot read {path}: {error.strerror}") from error
         yield LayerReader(layer, stores, opener, stack, file)

@@ -27,7 +27,7 @@ from bootc.oci.model import (
     read_manifest,
     verify_digest,
 )
-from bootc.storage.layer import LayerReader, TarStream, open_layer
+from bootc.storage.layer import LayerReader, TarStream, need_tarsplit, open_layer
 from bootc.storage.locks import LOCK_TIMEOUT
 from bootc.storage.opener import Opener
 from bootc.storage.options import find_options
@@ -117,6 +117,16 @@ class StorageSource:
     ) -> None:
         self._stack.close()
 
+    def need_supported(self) -> None:
+        """Raise `Unsupported` at once if `with` is going to. What else is wrong is told there."""
+        try:
+            self._read_documents()
+            self._find_layers()
+        except Unsupported:
+            raise
+        except (BootcError, OSError):
+            pass  # without the locks it may be podman's writing
+
     def cancel(self) -> None:
         pass  # nobody waits here for anybody else's data
 
@@ -175,6 +185,8 @@ class StorageSource:
         diff_ids = read_config(self.config, f"{self._what}: config").diff_ids
         index = LayerIndex(self._image.stores)
         found = find_image_layers(index, self._image.record.layer, diff_ids)
+        for stored in found:
+            need_tarsplit(stored)
         self._layers = dict(zip(diff_ids, found, strict=True))
         for layer, diff_id in zip(manifest.layers, diff_ids, strict=False):
             if layer_compression(layer.media_type) is Compression.NONE:

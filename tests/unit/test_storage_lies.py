@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import os
 import sys
 import tracemalloc
@@ -372,3 +373,33 @@ def test_what_is_refused_goes_through_skopeo(
     ]
     with pytest.raises(Unsupported):
         open_source(imgref, local=LocalStorage.NATIVE)
+
+
+def test_an_image_without_a_tar_split_goes_through_skopeo(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is known before anything is read; an image beside it is read."""
+    store = store_with(tmp_path, member(b"a", b"a" * 100) + END)
+    store.add_image([member(b"b", b"b" * 100) + END], "localhost/other:1")
+    store.write()
+    split = store.split(str(store.layers[0]["id"]))
+    split.unlink()
+    imgref = store.imgref("image:1")
+    with pytest.raises(Unsupported, match=r"tar-split\.gz is missing"):
+        open_source(imgref, local=LocalStorage.NATIVE)
+    assert not isinstance(open_source(imgref), StorageSource)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{split} is missing: the layer's tar cannot be built: reading {imgref} through skopeo"
+    ]
+    with open_source(store.imgref("other:1")) as source:
+        assert isinstance(source, StorageSource)
+
+
+def test_an_artifact_goes_through_skopeo(tmp_path: Path) -> None:
+    store = store_with(tmp_path, END)
+    [record] = store.images
+    path = store.root / "overlay-images" / str(record["id"]) / "manifest"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["mediaType"] = "application/x-thing"
+    path.write_text(json.dumps(manifest))
+    assert not isinstance(open_source(store.imgref("image:1")), StorageSource)
