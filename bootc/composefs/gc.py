@@ -30,6 +30,7 @@ from bootc import fs, log
 from bootc.composefs import initialize, metadata, objects, refs
 from bootc.composefs.digest import Algorithm, digest_fd
 from bootc.composefs.erofs_image import read_superblock
+from bootc.composefs.locks import GiveUp
 from bootc.composefs.objects import SHARDS
 from bootc.composefs.refs import IMAGES, REFS, STREAMS, Found, escape_tag, parse_digest
 from bootc.composefs.repository import OCI_REFS, NotFoundError, Repository
@@ -59,17 +60,19 @@ def collect_garbage(
     roots: Iterable[str] = (),
     ignore: Collection[str] = (),
     dry_run: bool = False,
+    give_up: GiveUp | None = None,
 ) -> GcResult:
     """Remove what neither a reference nor `roots` needs; with `dry_run` only say what that is.
 
     A root is the digest of an image in hexadecimal, the content id of a stream, or a reference of
-    either that begins with `refs/`. `ignore`: tags that are as good as gone. Raises
+    either that begins with `refs/`. `ignore`: tags that are as good as gone. `give_up` may end the
+    wait for others that use the repository (`GivenUpError`); what has begun is finished. Raises
     `NotFoundError` for a root that isn't there, `BootcError` if this process has the repository
     open a second time.
     """
     if not dry_run:
         repo.need_writable()
-    with nullcontext() if dry_run else repo.exclusive():
+    with nullcontext() if dry_run else repo.exclusive(give_up):
         marks = _Marks(repo)
         marks.follow_references(
             {f"{STREAMS}/{REFS}/{OCI_REFS}/{escape_tag(tag)}" for tag in ignore}

@@ -15,14 +15,24 @@ import fcntl
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bootc import log
 from bootc.errors import BootcError
 
+_PATIENCE = 0.05
+"""Seconds between two tries for a lock, where the wait may be given up."""
 _guard = threading.Lock()
 _held: Counter[tuple[int, int]] = Counter()
+
+
+GiveUp = Callable[[float], bool]
+"""Waits so many seconds; True, at once, if nobody wants any more what is waited for."""
+
+
+class GivenUpError(BootcError):
+    """Nobody waits for the lock any more."""
 
 
 class RepositoryLock:
@@ -46,11 +56,12 @@ class RepositoryLock:
                 del _held[self._key]
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, give_up: GiveUp | None = None) -> Iterator[None]:
         """Wait until nobody else has the repository open, and keep everybody out.
 
         Between the shared and the exclusive lock another process may have collected: what was
-        read before must be read again. Raises `BootcError` if this process has it open elsewhere.
+        read before must be read again. Raises `BootcError` if this process has it open elsewhere,
+        `GivenUpError` when `give_up` says so.
         """
         with _guard:
             others = _held[self._key] - 1
@@ -60,16 +71,28 @@ class RepositoryLock:
                 hint="close the other handles of the repository first",
             )
         try:
-            _wait(self._fd, fcntl.LOCK_EX, f"wait for the others that use {self._path}")
+            _wait(self._fd, fcntl.LOCK_EX, f"wait for the others that use {self._path}", give_up)
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
 
-def _wait(fd: int, kind: int, what: str) -> None:
+def _wait(fd: int, kind: int, what: str, give_up: GiveUp | None = None) -> None:
     """Take the lock; `what` is reported when that takes waiting."""
+    if _try(fd, kind):
+        return
+    with log.step(what):
+        if give_up is None:
+            fcntl.flock(fd, kind)
+            return
+        while not _try(fd, kind):
+            if give_up(_PATIENCE):
+                raise GivenUpError("nobody waits for the lock any more")
+
+
+def _try(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        with log.step(what):
-            fcntl.flock(fd, kind)
+        return False
+    return True

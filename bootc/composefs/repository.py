@@ -28,7 +28,7 @@ from typing import BinaryIO, Self
 from bootc import fs
 from bootc.composefs import initialize
 from bootc.composefs.digest import Algorithm
-from bootc.composefs.locks import RepositoryLock
+from bootc.composefs.locks import GiveUp, RepositoryLock
 from bootc.composefs.metadata import (
     Metadata,
     load_metadata,
@@ -544,7 +544,7 @@ class Repository:
                 raise self.storing_failed(error) from error
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, give_up: GiveUp | None = None) -> Iterator[None]:
         """Wait until nobody else has the repository open, and keep everybody out."""
-        with self._lock.exclusive():
+        with self._lock.exclusive(give_up):
             yield
