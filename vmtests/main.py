@@ -203,7 +203,8 @@ def _tmt_full(given: BcvkInstallOpts, filters: Sequence[str]) -> int:
         out = results_folder(opts) / name
         try:
             result = run_tmt(opts, filters or _wanted(opts, default), out, full=True)
-            status, said = result.exit_status, report.summary(result, out).splitlines()[-1]
+            answer(report.summary(result, out))
+            status, said = result.exit_status, report.tally(result).strip()
         except BootcError as error:
             status, said = 2, str(error)
         worst = max(worst, status)
