@@ -28,6 +28,10 @@ BOOT_PREFIX = "bootc_composefs-"
 TAG_PREFIX = "localhost/bootc-"
 """Before the manifest digest, in the repository tag that keeps an image of a deployment."""
 
+UKI_FOLDER = "EFI/Linux/bootc"
+UKI_ADDONS = ".extra.d"
+"""After the name of a UKI: the folder of its addons."""
+
 KARGS_D = "usr/lib/bootc/kargs.d"
 MODULES = "usr/lib/modules"
 INSTALL_CONFIG_DIRS = ("/usr/lib", "/usr/local/lib", "/etc", "/run")
@@ -39,6 +43,11 @@ EFI_LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 def state_dir(deployment: str) -> str:
     """The state folder of a deployment, below the physical root."""
     return f"{STATE_DEPLOY}/{deployment}"
+
+
+def uki_file(deployment: str) -> str:
+    """The unified kernel image of a deployment, below the ESP."""
+    return f"{UKI_FOLDER}/{BOOT_PREFIX}{deployment}.efi"
 
 
 def origin_file(deployment: str) -> str:

@@ -17,12 +17,13 @@ import copy
 import json
 import os
 import shutil
+import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bootc import fs, paths
-from bootc.boot import entries
-from bootc.composefs.assemble import assemble
+from bootc.boot import bls, entries
+from bootc.composefs.assemble import assemble, commit_image, transform_for_boot
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
@@ -32,6 +33,7 @@ from bootc.deploy.bootable import commit_bootable, write_etc
 from bootc.deploy.kernel import write_kernel
 from bootc.deploy.state import Origin
 from bootc.deploy.sysroot import Sysroot, read_menu
+from bootc.deploy.uki import Uki, uki_digest, write_uki
 from bootc.oci.layout import open_source
 from bootc.oci.reference import ImageReference, parse_imgref
 from bootc.spec import BootType
@@ -58,10 +60,11 @@ class ImageContent:
 
     def tar(self) -> bytes:
         release = f'ID={self.os_id}\nPRETTY_NAME="Mock {self.version}"\nVERSION_ID={self.version}\n'
+        modules = "usr/lib/modules/6.1"
         files = {
             "usr/lib/os-release": release.encode(),
-            "usr/lib/modules/6.1/vmlinuz": self.kernel,
-            "usr/lib/modules/6.1/initramfs.img": self.initrd,
+            **({f"{modules}/vmlinuz": self.kernel} if self.kernel else {}),
+            **({f"{modules}/initramfs.img": self.initrd} if self.initrd else {}),
             **{f"etc/{name}": data for name, data in self.etc.items()},
             **{f"{paths.KARGS_D}/{name}": text.encode() for name, text in self.kargs.items()},
             **self.extra,
@@ -127,7 +130,7 @@ class MockMachine:
         with Repository.open(self.root / paths.REPOSITORY) as repo:
             for name, entry in read_menu(self.sysroot, paths.ENTRIES):
                 deployment = entries.deployment_of(entry, name).digest
-                for path in (entry.linux or "", *entry.initrd):
+                for path in started_files(entry):
                     assert (self.esp / path.lstrip("/")).is_file(), f"{name}: {path}"
                 assert self.etc(deployment).is_dir(), name
                 assert state.read_origin(str(self.root), deployment) is not None, name
@@ -156,7 +159,11 @@ class MockMachine:
             pulled = pull(repo, source, reference=reference, tag=tag)
             image = commit_bootable(repo, pulled)
             write_etc(repo, image, state.make_skeleton(root, image.id))
-            digest = write_kernel(repo, image.kernel, str(self.esp), image.id)
+            if isinstance(image.kernel, Uki):
+                digest = uki_digest(repo, image.kernel)
+                write_uki(repo, image.kernel, str(self.esp), image.id)
+            else:
+                digest = write_kernel(repo, image.kernel, str(self.esp), image.id)
             release = images.read_os_release(repo, image.tree)
             own = images.read_kargs_d(repo, image.tree, "x86_64")
         arguments = [*FIRST_ARGUMENTS, f"composefs=?{image.id}", *own]
@@ -165,7 +172,7 @@ class MockMachine:
             image.id,
             Origin(
                 image=parse_imgref(origin or reference),
-                boot_type=BootType.BLS,
+                boot_type=BootType.UKI if isinstance(image.kernel, Uki) else BootType.BLS,
                 boot_digest=digest,
                 manifest_digest=pulled.manifest_digest,
             ),
@@ -174,7 +181,10 @@ class MockMachine:
         menu = self.esp / paths.ENTRIES
         shutil.rmtree(menu, ignore_errors=True)
         menu.mkdir(parents=True)
-        wanted = [*old, entries.make_entry(release, image.id, arguments)]
+        new = entries.make_entry(release, image.id, arguments)
+        if isinstance(image.kernel, Uki):
+            new = entries.make_uki_entry(release, image.id, key="efi")
+        wanted = [*old, new]
         for name, entry in entries.arrange(wanted):
             fs.write_atomic(menu / name, entry.to_text())
         if self.sysroot.booted is None:
@@ -185,8 +195,7 @@ class MockMachine:
         """Boot what the menu has first; returns its id. Nothing is finalized: that is a verb's."""
         name, entry = read_menu(self.sysroot, paths.ENTRIES)[0]
         arg = entries.deployment_of(entry, name)
-        assert entry.linux is not None
-        for path in (entry.linux, *entry.initrd):
+        for path in started_files(entry):
             assert (self.esp / path.lstrip("/")).is_file(), f"{name}: {path} is not there"
         shutil.rmtree(self.run)
         self.run.mkdir()
@@ -224,6 +233,50 @@ class MockMachine:
         path = Path(self.sysroot.staged_file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"depl_id": deployment, "finalization_locked": locked}))
+
+
+def started_files(entry: bls.Entry) -> list[str]:
+    """The files on the ESP that an entry of the menu starts."""
+    found = [path for path in (entry.linux, entry.efi, entry.uki, *entry.initrd) if path]
+    assert found, entry
+    return found
+
+
+def unified(content: ImageContent, folder: Path, *, image: str | None = None) -> ImageContent:
+    """The same system with its kernel in a unified kernel image, which names it (or `image`).
+
+    `folder` is made, to find out how the system is called.
+    """
+    made = replace(content, extra=dict(content.extra), kernel=b"", initrd=b"")
+    made.extra["boot/EFI/Linux/mock.efi"] = make_uki(content, "0" * 128)
+    if image is None:
+        (folder / "layout").mkdir(parents=True)
+        with Repository.init(folder / "repository", secure=False) as repo:
+            layout = write_layout(folder / "layout", [made.tar()])
+            with open_source(layout) as source:
+                tree = assemble(repo, pull(repo, source, reference="x", tag="x"))
+            transform_for_boot(tree, repo)
+            image = commit_image(repo, tree).id
+    made.extra["boot/EFI/Linux/mock.efi"] = make_uki(content, image)
+    return made
+
+
+def make_uki(content: ImageContent, image: str) -> bytes:
+    """A PE file with the sections that are looked at."""
+    parts = {
+        b".osrel": b"ID=mock\n",
+        b".cmdline": f"rw quiet composefs=?{image}".encode() + b"\0",
+        b".linux": content.kernel,
+        b".initrd": content.initrd,
+    }
+    table, body = b"", b""
+    for name, data in parts.items():
+        padded = data + bytes(-len(data) % 512)
+        table += struct.pack("<8sIIII16x", name, len(data), 0, len(padded), 1024 + len(body))
+        body += padded
+    begin = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    head = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(parts), 0, 0, 0, 0, 0x22)
+    return (begin + head + table).ljust(1024, b"\0") + body
 
 
 def reference_of(machine: MockMachine, deployment: str) -> ImageReference:

@@ -4,6 +4,7 @@
 On the ESP, for systemd-boot:
 
     EFI/Linux/bootc_composefs-<id>/{vmlinuz,initrd}
+    EFI/Linux/bootc/bootc_composefs-<id>.efi      or this, a unified kernel image
     loader/entries/bootc_<os id>-<version>-<priority>.conf
 
 The priority is 1 for the new deployment and 0 for the one before; with more, it goes down to 0. In
@@ -121,6 +122,21 @@ def make_entry(
         linux=f"{folder}/vmlinuz",
         initrd=(f"{folder}/initrd",),
         options=kargs.join(args),
+    )
+    return _placed(entry, release.os_id, "0")
+
+
+def make_uki_entry(release: OsRelease, deployment: str, *, key: str) -> bls.Entry:
+    """The entry that starts the deployment's unified kernel image, as the first of a menu.
+
+    `key` is `uki`, which systemd-boot knows from 258 on, or `efi`, which all boot loaders know.
+    """
+    path = f"/{paths.uki_file(deployment)}"
+    entry = bls.Entry(
+        title=release.title or deployment,
+        version=release.version or deployment,
+        efi=path if key == "efi" else None,
+        uki=path if key == "uki" else None,
     )
     return _placed(entry, release.os_id, "0")
 

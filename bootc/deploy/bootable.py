@@ -11,6 +11,7 @@ from bootc.composefs.repository import Repository
 from bootc.composefs.stored import PulledImage, attach_images, image_key
 from bootc.deploy import image as images
 from bootc.deploy.kernel import Kernel, find_kernel
+from bootc.deploy.uki import Uki, need_right_image
 from bootc.errors import BootcError
 from bootc.records import dataclass
 from bootc.tree import Directory
@@ -23,13 +24,14 @@ class Bootable:
     id: str
     tree: Directory
     etc: Directory
-    kernel: Kernel
+    kernel: Kernel | Uki
 
 
 def commit_bootable(repo: Repository, pulled: PulledImage) -> Bootable:
     """Write the composefs image that boots, and make it live as long as `pulled` does.
 
-    Raises `BootcError` if there is no kernel, more than one, or no /etc in it. Nothing is synced.
+    Raises `BootcError` if there is no kernel, more than one, one that starts another image, or no
+    /etc in it. Nothing is synced.
     """
     tree = assemble(repo, pulled)
     kernel = find_kernel(tree)
@@ -38,6 +40,8 @@ def commit_bootable(repo: Repository, pulled: PulledImage) -> Bootable:
     if etc is None:
         raise BootcError("the image has no /etc")
     image = commit_image(repo, tree)
+    if isinstance(kernel, Uki):
+        need_right_image(repo, kernel, image.id)
     key = image_key(boot=True, erofs_version=repo.erofs_version)
     attach_images(repo, pulled, {key: bytes.fromhex(image.id)})
     return Bootable(id=image.id, tree=tree, etc=etc, kernel=kernel)

@@ -8,7 +8,8 @@ repaired. From this follows what goes:
 
 1. a staged menu without a mark (a power cut came before the shutdown), and a mark without a
    staged entry or state folder;
-2. folders `EFI/Linux/bootc_composefs-…` that no entry starts a kernel from;
+2. folders `EFI/Linux/bootc_composefs-…` that no entry starts a kernel from, and unified kernel
+   images `EFI/Linux/bootc/bootc_composefs-….efi`, with their addons, that no entry starts;
 3. folders of `state/deploy` without an entry;
 4. tags `localhost/bootc-<manifest digest>` of images that are of no deployment. The tags of those
    that are are made where they are missing. Other tags are left alone;
@@ -35,7 +36,7 @@ from bootc.composefs.gc import GcResult, collect_garbage
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image, manifest_content_id
 from bootc.deploy import legacy, messages, state
-from bootc.deploy.kernel import list_kernel_folders
+from bootc.deploy.kernel import deployment_of_kernel, list_kernel_folders, remove_kernel
 from bootc.deploy.state import Staged
 from bootc.deploy.stored_images import NO_IMAGES, StoragePlan, apply_storage, plan_storage
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments, read_menu
@@ -244,7 +245,7 @@ def _plan_kernels(sysroot: Sysroot, *, with_staged: bool = True) -> CleanupPlan:
         kernels=tuple(
             name
             for name in list_kernel_folders(esp)
-            if name not in used and name.removeprefix(paths.BOOT_PREFIX) not in mentioned
+            if name not in used and deployment_of_kernel(name) not in mentioned
         ),
     )
 
@@ -376,8 +377,8 @@ def apply_kernels(plan: CleanupPlan, sysroot: Sysroot) -> None:
     """Remove the kernels of the plan."""
     folder = f"{sysroot.need_esp()}/{paths.ESP_KERNELS}"
     for name in plan.kernels:
-        shutil.rmtree(f"{folder}/{name}")
-        _tell(f"the kernel folder {name}")
+        remove_kernel(sysroot.need_esp(), name)
+        _tell(f"the kernel {'image' if name.endswith('.efi') else 'folder'} {name}")
     if plan.kernels:
         fs.sync_directory(folder)
 

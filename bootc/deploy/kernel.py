@@ -5,7 +5,8 @@
 
 `<id>` is the deployment that it was written for first. Deployments with the same kernel and initrd
 share that folder, since vfat has no links: their *boot digest*, the SHA-256 of both files one
-after the other, is the same. A folder is gone when no entry names it any more.
+after the other, is the same. A folder is gone when no entry names it any more. Unified kernel
+images are in `uki`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bootc.boot import entries
 from bootc.composefs.erofs_reader import find_leaf
 from bootc.composefs.repository import Repository
 from bootc.deploy.image import read_leaf, size_of
+from bootc.deploy.uki import Uki, find_uki
 from bootc.errors import BootcError
 from bootc.log import show_size
 from bootc.records import dataclass
@@ -41,17 +43,14 @@ class Kernel:
     initrd: Leaf
 
 
-def find_kernel(root: Directory) -> Kernel:
-    """The one kernel of the image.
+def find_kernel(root: Directory) -> Kernel | Uki:
+    """The one kernel of the image. A unified kernel image counts more than what it was made of.
 
-    Raises `BootcError` without one, with several, without an initramfs, and for a UKI.
+    Raises `BootcError` without one, with several, and without an initramfs.
     """
-    ukis = root.find_directory("boot/EFI/Linux")
-    if ukis is not None and any(name.endswith(b".efi") for name in ukis.entries):
-        raise BootcError(
-            "the image boots by a unified kernel image, which cannot be done yet",
-            hint="use an image with usr/lib/modules/<version>/vmlinuz and no boot/EFI/Linux/*.efi",
-        )
+    unified = find_uki(root)
+    if unified is not None:
+        return unified
     modules = root.find_directory(paths.MODULES)
     found = [
         (name, node, node.entries[b"vmlinuz"])
@@ -74,8 +73,20 @@ def find_kernel(root: Directory) -> Kernel:
     return Kernel(version=version, vmlinuz=vmlinuz, initrd=initrd)
 
 
-def kernel_size(kernel: Kernel) -> int:
-    """Bytes of both files."""
+def need_separate(kernel: Kernel | Uki) -> Kernel:
+    """Kernel and initrd as files. Raises `BootcError` for a unified kernel image."""
+    if isinstance(kernel, Uki):
+        raise BootcError(
+            "the image boots by a unified kernel image, which cannot be installed yet",
+            hint="install one with usr/lib/modules/<version>/vmlinuz, then switch to this one",
+        )
+    return kernel
+
+
+def kernel_size(kernel: Kernel | Uki) -> int:
+    """Bytes of its files."""
+    if isinstance(kernel, Uki):
+        return size_of(kernel.file)
     return size_of(kernel.vmlinuz) + size_of(kernel.initrd)
 
 
@@ -124,7 +135,7 @@ def _digest_of(folder: str) -> str | None:
     return hasher.hexdigest()
 
 
-def need_room(kernel: Kernel, esp: str, *, freed: int = 0) -> None:
+def need_room(kernel: Kernel | Uki, esp: str, *, freed: int = 0) -> None:
     """Refuse a kernel that doesn't fit on the ESP, `freed` bytes of which are to be removed."""
     need = kernel_size(kernel)
     found = os.statvfs(esp)
@@ -138,8 +149,11 @@ def need_room(kernel: Kernel, esp: str, *, freed: int = 0) -> None:
 
 
 def folder_size(esp: str, name: str) -> int:
-    """Bytes of the files in a folder of `EFI/Linux`."""
-    with os.scandir(f"{esp}/{paths.ESP_KERNELS}/{name}") as files:
+    """Bytes of the files in a folder of `EFI/Linux`, or of a unified kernel image there."""
+    path = f"{esp}/{paths.ESP_KERNELS}/{name}"
+    if not os.path.isdir(path):
+        return os.path.getsize(path) if os.path.exists(path) else 0
+    with os.scandir(path) as files:
         return sum(file.stat(follow_symlinks=False).st_size for file in files)
 
 
@@ -179,9 +193,41 @@ def _write_file(repo: Repository, leaf: Leaf, path: str, tell: Callable[[bytes],
 
 
 def list_kernel_folders(esp: str) -> list[str]:
-    """The folders of `EFI/Linux` that bootc made, sorted."""
+    """What bootc made below `EFI/Linux`, sorted: folders with kernels, unified kernel images.
+
+    An image is named also if only the folder of its addons is left.
+    """
+    unified = os.path.basename(paths.UKI_FOLDER)
+    found = set(_ours(f"{esp}/{paths.ESP_KERNELS}"))
+    for name in _ours(f"{esp}/{paths.UKI_FOLDER}"):
+        name = name.removesuffix(".new").removesuffix(paths.UKI_ADDONS)
+        if name.endswith(".efi"):
+            found.add(f"{unified}/{name}")
+    return sorted(found)
+
+
+def deployment_of_kernel(name: str) -> str:
+    """The id of the deployment that what `list_kernel_folders` names was made for."""
+    return os.path.basename(name).removeprefix(paths.BOOT_PREFIX).removesuffix(".efi")
+
+
+def remove_kernel(esp: str, name: str) -> None:
+    """Remove what `list_kernel_folders` names."""
+    path = f"{esp}/{paths.ESP_KERNELS}/{name}"
+    if not name.endswith(".efi"):
+        shutil.rmtree(path)
+        return
+    for part in (path, f"{path}.new"):
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(f"{path}{paths.UKI_ADDONS}")
+    fs.sync_directory(os.path.dirname(path))
+
+
+def _ours(folder: str) -> list[str]:
     try:
-        names = os.listdir(f"{esp}/{paths.ESP_KERNELS}")
+        names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted(name for name in names if name.startswith(paths.BOOT_PREFIX))
+    return [name for name in names if name.startswith(paths.BOOT_PREFIX)]

@@ -15,9 +15,11 @@ from contextlib import suppress
 from bootc import fs, paths, process
 from bootc.deploy.sysroot import Sysroot
 from bootc.errors import BootcError, ProcessError
+from bootc.spec import Bootloader
 
 FINALIZE_UNIT = "bootc-finalize-staged.service"
 _PARKED = 3600.0
+_UKI_SINCE = 258
 
 
 def arm_finalize(sysroot: Sysroot) -> None:
@@ -31,6 +33,18 @@ def arm_finalize(sysroot: Sysroot) -> None:
             "the unit that finalizes updates at shutdown could not be started",
             hint=f"systemctl status {FINALIZE_UNIT}",
         ) from error
+
+
+def uki_key(sysroot: Sysroot) -> str:
+    """The key of a boot entry that starts a unified kernel image: `uki`, or what all know, `efi`.
+
+    systemd-boot knows `uki` from 258 on, grub doesn't.
+    """
+    if sysroot.bootloader is not Bootloader.SYSTEMD or process.find_program("bootctl") is None:
+        return "efi"
+    said = process.run(["bootctl", "--version"], timeout=60, check=False).stdout.split()
+    version = int(said[1]) if len(said) > 1 and said[1].isdecimal() else 0
+    return "uki" if version >= _UKI_SINCE else "efi"
 
 
 def mark_reboot_required(sysroot: Sysroot, digest: str) -> None:

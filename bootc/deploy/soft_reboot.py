@@ -121,9 +121,8 @@ def reset_live() -> bool:
 
 def _words(target: Deployment) -> list[str]:
     """The kernel arguments that the root is set up by: those of the deployment's entry."""
-    assert target.entry is not None
     named = str(kargs.ComposefsArg(digest=target.id, insecure=target.insecure))
-    others = kargs.without(target.entry.arguments, ["composefs", "composefs.digest"])
+    others = kargs.without(target.arguments, ["composefs", "composefs.digest"])
     return cmdline.split(" ".join([*others, named]))
 
 

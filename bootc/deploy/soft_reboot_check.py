@@ -31,5 +31,7 @@ def has_same_kernel(booted: Deployment, other: Deployment) -> bool:
     if booted.entry is None or other.entry is None:
         return False
     without = ["composefs", "composefs.digest"]
-    mine, theirs = booted.entry.arguments, other.entry.arguments
+    if booted.is_uki is not other.is_uki:
+        return False
+    mine, theirs = booted.arguments, other.arguments
     return sorted(kargs.without(mine, without)) == sorted(kargs.without(theirs, without))

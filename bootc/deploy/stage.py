@@ -49,6 +49,7 @@ from bootc.deploy.kernel import (
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
+from bootc.deploy.uki import Uki, named_image, uki_digest, write_uki
 from bootc.errors import BootcError, advised, chain_text
 from bootc.linux import libc
 from bootc.log import step
@@ -240,26 +241,31 @@ def _deploy(
     """Kernel, state and origin, then the staged menu; all of it is on the disk afterwards."""
     assert booted.entry is not None
     esp = sysroot.need_esp()
-    digest = new.boot_digest
-    if new.folder is None:
-        digest = write_kernel(repo, new.image.kernel, esp, new.image.id)
+    kernel, digest = new.image.kernel, new.boot_digest
+    if isinstance(kernel, Uki):
+        write_uki(repo, kernel, esp, new.image.id)
+    elif new.folder is None:
+        digest = write_kernel(repo, kernel, esp, new.image.id)
     write_etc(repo, new.image, state.make_skeleton(sysroot.root, new.image.id))
     origin = Origin(
         image=target,
-        boot_type=BootType.BLS,
+        boot_type=BootType.UKI if isinstance(kernel, Uki) else BootType.BLS,
         boot_digest=digest,
         manifest_digest=new.pulled.manifest_digest,
     )
     state.write_origin(sysroot.root, new.image.id, origin)
     sync_all(sysroot)
-    arguments = kernel_arguments(
-        booted,
-        new.image.id,
-        images.read_live_kargs_d(sysroot.current, kargs.architecture()),
-        images.read_kargs_d(repo, new.image.tree, kargs.architecture()),
-    )
     release = images.read_os_release(repo, new.image.tree)
-    entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=new.folder)
+    if isinstance(kernel, Uki):
+        entry = entries.make_uki_entry(release, new.image.id, key=machine.uki_key(sysroot))
+    else:
+        arguments = kernel_arguments(
+            booted,
+            new.image.id,
+            images.read_live_kargs_d(sysroot.current, kargs.architecture()),
+            images.read_kargs_d(repo, new.image.tree, kargs.architecture()),
+        )
+        entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=new.folder)
     menu.write_staged(esp, [entry, booted.entry])
 
 
@@ -272,24 +278,46 @@ def _with_kernel(
     stay staged. What no deployment of the menu starts is removed before the kernel is written.
     `image` is the EROFS image of the booted deployment.
     """
-    digest = None
-    if booted.origin is not None:
-        digest = known_boot_digest(new.image.kernel, image, booted.origin.boot_digest)
+    kernel, digest = new.image.kernel, None
+    if isinstance(kernel, Uki):
+        _need_uki_that_boots(repo, kernel, booted)
+        digest = uki_digest(repo, kernel)
+    elif booted.is_uki and not booted.arguments:
+        raise BootcError(
+            f"the kernel arguments of the booted deployment {booted.id[:16]}… are not known: its "
+            "unified kernel image cannot be read",
+            hint="bootc internals fsck says what is wrong with it",
+        )
+    elif booted.origin is not None and not booted.is_uki:
+        digest = known_boot_digest(kernel, image, booted.origin.boot_digest)
     if digest is None:
-        digest = boot_digest(repo, new.image.kernel)
+        assert not isinstance(kernel, Uki)
+        digest = boot_digest(repo, kernel)
     esp = sysroot.need_esp()
     kept = [one for one in read_deployments(sysroot) if not one.staged]
     same = [
         one.kernel_folder
         for one in kept
-        if one.origin is not None and one.origin.boot_digest == digest
+        if not one.is_uki and one.origin is not None and one.origin.boot_digest == digest
     ]
-    folder = find_shared(esp, [name for name in same if name is not None], digest)
+    folder = None
+    if not isinstance(kernel, Uki):
+        folder = find_shared(esp, [name for name in same if name is not None], digest)
     if folder is None:
         used = {one.kernel_folder for one in kept}
         freed = [folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used]
-        need_room(new.image.kernel, esp, freed=sum(freed))
+        need_room(kernel, esp, freed=sum(freed))
     return replace(new, boot_digest=digest, folder=folder)
+
+
+def _need_uki_that_boots(repo: Repository, uki: Uki, booted: Deployment) -> None:
+    """Refuse a UKI that wants what this machine has not; nobody can change what it says."""
+    if booted.insecure and not named_image(repo, uki).insecure:
+        raise BootcError(
+            "the image's unified kernel image demands fs-verity (composefs=…), and this system "
+            "was installed without (composefs=?…)",
+            hint="build it with composefs=?, or install it anew where there is fs-verity",
+        )
 
 
 def kernel_arguments(
@@ -297,10 +325,9 @@ def kernel_arguments(
 ) -> list[str]:
     """The booted entry's arguments with the new deployment in the old one's place, and with what
     changed between the kargs.d of the two images."""
-    assert booted.entry is not None
     composefs = str(kargs.ComposefsArg(digest=deployment, insecure=booted.insecure))
     kept: list[str] = []
-    for arg in booted.entry.arguments:
+    for arg in booted.arguments:
         if arg.partition("=")[0] not in ("composefs", "composefs.digest"):
             kept.append(arg)
         elif composefs not in kept:

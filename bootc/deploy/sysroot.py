@@ -28,7 +28,7 @@ from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.linux import blockdev, libc, mount
 from bootc.log import later_logger
-from bootc.records import dataclass
+from bootc.records import dataclass, replace
 from bootc.spec import Bootloader
 
 _log = later_logger(__name__)
@@ -102,13 +102,31 @@ class Deployment:
     staged: bool
     insecure: bool
     origin: Origin | None
+    uki_arguments: tuple[str, ...] | None = None
+    """The kernel arguments in its unified kernel image; None if it has none, or it is damaged."""
+
+    @property
+    def is_uki(self) -> bool:
+        """Whether it is started from a unified kernel image."""
+        return self.entry is not None and self.entry.linux is None
 
     @property
     def kernel_folder(self) -> str | None:
-        """The folder on the ESP's `EFI/Linux` that the kernel is started from; it may be shared."""
-        if self.entry is None or self.entry.linux is None:
+        """What the kernel is started from, below the ESP's `EFI/Linux`: a folder, which may be
+        shared, or a unified kernel image."""
+        if self.entry is None:
             return None
-        return os.path.basename(os.path.dirname(self.entry.linux))
+        if self.entry.linux is not None:
+            return os.path.basename(os.path.dirname(self.entry.linux))
+        path = self.entry.efi or self.entry.uki or ""
+        return path.strip("/").removeprefix(f"{paths.ESP_KERNELS}/")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The kernel arguments; none for what has no entry."""
+        if self.is_uki:
+            return list(self.uki_arguments or ())
+        return self.entry.arguments if self.entry is not None else []
 
 
 def read_deployments(sysroot: Sysroot) -> tuple[Deployment, ...]:
@@ -151,6 +169,10 @@ def _add(
     arg = entries.deployment_of(entry, name)
     if arg.digest in found:
         return
+    inside = _uki_arguments(sysroot, entry) if entry.linux is None else None
+    if inside is not None:
+        told = kargs.find_composefs(inside)
+        arg = replace(arg, insecure=told is not None and told.insecure)
     found[arg.digest] = Deployment(
         id=arg.digest,
         entry=entry,
@@ -158,7 +180,25 @@ def _add(
         staged=staged,
         insecure=arg.insecure,
         origin=read_origin(sysroot, arg.digest),
+        uki_arguments=inside,
     )
+
+
+def _uki_arguments(sysroot: Sysroot, entry: bls.Entry) -> tuple[str, ...] | None:
+    """The kernel arguments in the file that an entry starts; None, and a warning, without them."""
+    from bootc.boot import pe  # start-up time: few machines have one
+
+    path = f"{sysroot.esp}/{(entry.efi or entry.uki or '').lstrip('/')}"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            fd = file.fileno()
+            size = os.fstat(fd).st_size
+            text = pe.read_cmdline(lambda at, count: os.pread(fd, count, at), size, path)
+        kargs.find_composefs(found := kargs.split(text))
+    except (BootcError, OSError) as error:
+        _log.warning("the unified kernel image cannot be read: %s", error)
+        return None
+    return tuple(found)
 
 
 def read_origin(sysroot: Sysroot, deployment: str) -> Origin | None:

@@ -375,7 +375,9 @@ def test_var_is_not_touched(machine: MockMachine) -> None:
     ("content", "problem"),
     [
         (ImageContent("2", extra={"usr/lib/modules/7.0/vmlinuz": b"k"}), "has several kernels"),
-        (ImageContent("2", extra={"boot/EFI/Linux/a.efi": b"MZ"}), "unified kernel image"),
+        (ImageContent("2", kernel=b"", initrd=b""), "has no kernel"),
+        (ImageContent("2", initrd=b""), "has no initramfs.img"),
+        (ImageContent("2", extra={"boot/EFI/Linux/a.efi": b"MZ"}), "is no PE file"),
     ],
 )
 def test_images_that_cannot_boot(machine: MockMachine, content: ImageContent, problem: str) -> None:
@@ -396,6 +398,21 @@ def test_a_system_without_os_release_gets_names_of_its_id(machine: MockMachine) 
     finalize_staged(machine.sysroot)
     assert f"bootc_bootc-{done.staged.id}-1.conf" in os.listdir(machine.esp / paths.ENTRIES)
     assert machine.reboot() == done.staged.id
+
+
+def test_an_image_without_os_release_at_all(machine: MockMachine) -> None:
+    started(machine)
+    content = ImageContent("2")
+    tar = content.tar()
+    at = tar.index(b"usr/lib/os-release")
+    size = 512 + -(-int(tar[at + 124 : at + 135], 8) // 512) * 512
+    layout = machine.path / "images" / "updates"
+    write_layout(layout, [tar[:at] + tar[at + size :]], tag="updates")
+    done = update.upgrade(machine.sysroot, NOTHING)
+    assert done.staged is not None
+    found = {one.id: one.entry for one in read_deployments(machine.sysroot)}[done.staged.id]
+    assert found is not None
+    assert (found.title, found.version) == (done.staged.id, done.staged.id)
 
 
 def test_leftovers_of_an_interrupted_upgrade(machine: MockMachine) -> None:
