@@ -23,7 +23,7 @@ from bootc.composefs.repository import Repository
 from bootc.deploy import image as images
 from bootc.deploy import state
 from bootc.deploy.bootable import Bootable, commit_bootable, write_etc
-from bootc.deploy.kernel import write_kernel
+from bootc.deploy.kernel import need_separate, write_kernel
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.state import Origin
 from bootc.deploy.unified import through_new_storage
@@ -141,7 +141,7 @@ def install_into(
         with step("write the state of the deployment"):
             _write_state(plan, repo, made, root)
         with step("write boot files"):
-            digest = write_kernel(repo, made.kernel, esp, made.id)
+            digest = write_kernel(repo, need_separate(made.kernel), esp, made.id)
             _write_origin(plan, pulled, root, made.id, digest)
         with step("install systemd-boot"):
             _install_loader(repo, made.tree, esp)

@@ -11,6 +11,7 @@ import pytest
 from bootc.boot.entries import OsRelease
 from bootc.composefs.repository import Repository
 from bootc.deploy import image, kernel
+from bootc.deploy.uki import Uki
 from bootc.errors import BootcError
 from bootc.oci.reference import ImageReference, Transport
 from bootc.tree import (
@@ -92,6 +93,16 @@ def test_find_kernel() -> None:
     assert kernel.find_kernel(tree) == kernel.Kernel(version="6.12", vmlinuz=vmlinuz, initrd=initrd)
 
 
+def test_a_unified_kernel_image_is_not_installed_yet() -> None:
+    file = _file(b"MZ")
+    names = ["boot/EFI/Linux/1.efi", "boot/EFI/Linux/1.addon.efi", "usr/lib/modules/1/vmlinuz"]
+    found = kernel.find_kernel(_tree(dict.fromkeys(names, file)))
+    assert found == Uki(name="1.efi", file=file)
+    with pytest.raises(BootcError, match="cannot be installed yet") as caught:
+        kernel.need_separate(found)
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
@@ -99,7 +110,7 @@ def test_find_kernel() -> None:
         (["usr/lib/modules/1/x.ko"], "has no kernel"),
         (["usr/lib/modules/1/vmlinuz"], "no initramfs.img beside its kernel in usr/lib/modules/1"),
         (["usr/lib/modules/1/vmlinuz", "usr/lib/modules/2/vmlinuz"], "several kernels: 1, 2"),
-        (["boot/EFI/Linux/1.efi"], "unified kernel image"),
+        (["boot/EFI/Linux/1.efi", "boot/EFI/Linux/2.efi"], "several unified kernel images: 1"),
     ],
 )
 def test_images_that_cannot_boot(names: list[str], problem: str) -> None:
