@@ -15,6 +15,7 @@ import pytest
 from bootc.composefs.cli.main import run_program
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.dirfdstream_export import join_exports
+from bootc.composefs.dirfdstream_fds import Incoming
 from bootc.composefs.repository import Repository
 from bootc.composefs.services.handles import Options
 from bootc.composefs.services.replies import OCI, REPOSITORY
@@ -100,3 +101,30 @@ def filled_repository(folder: Path) -> Path:
 def is_error(error: VarlinkError, name: str, **parameters: object) -> bool:
     shown = {key: error.parameters.get(key) for key in parameters}
     return error.name.rpartition(".")[2] == name and shown == parameters
+
+
+def get_layer(
+    client: Client, handle: int, diff_id: str | None, *, more: bool = True, **params: object
+) -> Incoming:
+    """What GetLayer gives; `params` instead of a diff id."""
+    if diff_id is not None:
+        params["diff_id"] = diff_id
+    asked = {
+        "handle": handle,
+        "params": {"consumer_has_cap_dac_override": False, **params},
+    }
+    if more:
+        replies = list(client.stream(f"{OCI}.GetLayer", asked))
+        assert len(replies) >= 3
+    else:
+        replies = [client.call(f"{OCI}.GetLayer", asked)]
+    counts = {reply.parameters["dir_count"] for reply in replies}
+    assert len(counts) == 1
+    return Incoming([fd for reply in replies for fd in reply.fds.take_all()], counts.pop())
+
+
+def put_layer(
+    client: Client, handle: int, diff_id: str, fds: list[int], *, zerocopy: bool = False
+) -> dict[str, Any]:
+    about = {"handle": handle, "diff_id": diff_id, "zerocopy": zerocopy}
+    return dict(client.call(f"{OCI}.PutLayer", about, fds).parameters)

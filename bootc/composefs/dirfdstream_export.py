@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Gives a repository's layer away as a splitdirfdstream: what is inline as Metadata, each object as
-the file `xx/yyyy…` in the directory of objects.
+"""Gives a layer away as a splitdirfdstream.
 
-The receiver opens the objects itself, so what goes through the pipe is small. Until it has closed
-the lifetime descriptors (see `dirfdstream_fds`) the giver keeps the repository's lock, so that no
-object is collected meanwhile.
+Of a repository what is inline becomes Metadata, each object the file `xx/yyyy…` in the directory of
+objects. Of containers-storage what tar-split has becomes Metadata, each content the file that podman
+unpacked, in the folder of its layer.
+
+The receiver opens the files itself, so what goes through the pipe is small. Until it has closed the
+lifetime descriptors (see `dirfdstream_fds`) the giver keeps the lock of the repository, or of the
+storage, so that nothing is deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -14,16 +17,28 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 
 from bootc.composefs.dirfdstream import StreamWriter
 from bootc.composefs.dirfdstream_fds import Outgoing, plan_layout
 from bootc.composefs.objects import object_path
 from bootc.composefs.repository import NotFoundError, Repository
 from bootc.composefs.splitstream import OCI_BLOB, OCI_LAYER, SplitStream
+from bootc.composefs.storage_layers import write_stored_layer
 from bootc.composefs.stored import layer_content_id, open_stream
 from bootc.errors import BootcError, FormatError, chain_text
+from bootc.storage.layer import open_layer as open_stored
+from bootc.storage.opener import Opener
+from bootc.storage.store import (
+    DRIVER,
+    LayerIndex,
+    all_layers_locked,
+    need_complete,
+    open_stores,
+)
 
 _log = logging.getLogger(__name__)
 _PIPE_SIZE = 1 << 20
@@ -71,28 +86,83 @@ def export_layer(repo: Repository, diff_id: str, on_end: Callable[[], None]) -> 
     """
     stream = open_layer(repo, diff_id)
     objects = os.open("objects", _OBJECTS, dir_fd=repo.fd)
+
+    def write(pipe: int, slots: Sequence[int]) -> None:
+        write_layer(stream, objects, pipe, slots[0])
+
+    def end() -> None:
+        os.close(objects)
+        on_end()
+
     try:
-        layout = plan_layout(layer_content_id(diff_id), 1)
-        outgoing = Outgoing(layout, [objects])
-        pipe, released = outgoing.take_ends()
-        enlarge(pipe)
-        thread = threading.Thread(
-            target=_give,
-            args=(stream, objects, pipe, released, layout.slots[0], on_end),
-            name="layer-export",
-            daemon=True,
-        )
-        try:
-            _exports.add(thread)
-            thread.start()
-        except BaseException:
-            _exports.discard(thread)
-            outgoing.close()
-            os.close(pipe)
-            os.close(released)
-            raise
+        return _start(layer_content_id(diff_id), [objects], write, end)
     except BaseException:
         os.close(objects)
+        raise
+
+
+def export_stored_layer(
+    root: str,
+    layer_id: str,
+    *,
+    may_read_all: bool = False,
+    pause: Callable[[float], object] = time.sleep,
+) -> Outgoing:
+    """Begin to give away the layer `layer_id` of the containers-storage whose graph root is `root`.
+
+    Until the receiver is done the storage's lock is held. `may_read_all`: as
+    `storage_layers.write_stored_layer` says. `pause`: what waits a moment for somebody who writes
+    to the storage; it may raise. Raises `NotFoundError` if there is no such layer, `BootcError`.
+    """
+    stores = open_stores([root], DRIVER)
+    with ExitStack() as stack:
+        stack.enter_context(all_layers_locked(stores, pause=pause))
+        layer = LayerIndex(stores).find(layer_id)
+        if layer is None:
+            raise NotFoundError(f"there is no layer {layer_id} in {root}")
+        need_complete(layer)
+        opener = stack.enter_context(Opener())
+        reader = stack.enter_context(open_stored(layer, stores, opener))
+
+        def write(pipe: int, slots: Sequence[int]) -> None:
+            writer = StreamWriter(pipe)
+            write_stored_layer(reader, writer, slots, may_read_all=may_read_all)
+
+        directories = reader.directories
+        held = stack.pop_all()
+    try:
+        return _start(layer_id, directories, write, held.close)
+    except BaseException:
+        held.close()
+        raise
+
+
+def _start(
+    identity: str,
+    directories: Sequence[int],
+    write: Callable[[int, Sequence[int]], None],
+    on_end: Callable[[], None],
+) -> Outgoing:
+    """Let a thread `write` (the pipe's end; the slots of `directories`) what `identity` names, and
+    call `on_end` when the receiver is done; not if this raises."""
+    layout = plan_layout(identity, len(directories))
+    outgoing = Outgoing(layout, directories)
+    pipe, released = outgoing.take_ends()
+    enlarge(pipe)
+    thread = threading.Thread(
+        target=_give,
+        args=(identity, partial(write, pipe, layout.slots), pipe, released, on_end),
+        name="layer-export",
+        daemon=True,
+    )
+    try:
+        _exports.add(thread)
+        thread.start()
+    except BaseException:
+        _exports.discard(thread)
+        outgoing.close()
+        os.close(pipe)
+        os.close(released)
         raise
     return outgoing
 
@@ -110,24 +180,22 @@ def enlarge(pipe: int) -> None:
 
 
 def _give(
-    stream: SplitStream,
-    objects: int,
+    identity: str,
+    write: Callable[[], None],
     pipe: int,
     released: int,
-    index: int,
     on_end: Callable[[], None],
 ) -> None:
     try:
         try:
-            write_layer(stream, objects, pipe, index)
+            write()
         except (OSError, BootcError) as error:
             if not (isinstance(error, OSError) and error.errno == errno.EPIPE):
-                _log.warning("%s could not be given away: %s", stream.source, chain_text(error))
+                _log.warning("%s could not be given away: %s", identity, chain_text(error))
         finally:
             os.close(pipe)
         os.read(released, 1)
     finally:
         os.close(released)
-        os.close(objects)
         _exports.discard(threading.current_thread())
         on_end()

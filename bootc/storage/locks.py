@@ -17,7 +17,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bootc import log
@@ -25,6 +25,7 @@ from bootc.errors import BootcError
 
 LOCK_TIMEOUT = 300.0
 """Seconds: a `podman pull` holds the layers' lock while it unpacks a layer."""
+Pause = Callable[[float], object]
 _PAUSE = 0.1
 # struct flock: type, whence, start, length (0: to the end), process id (0 for these locks).
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -32,10 +33,13 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
-def shared_lock(path: str, *, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+def shared_lock(
+    path: str, *, timeout: float = LOCK_TIMEOUT, pause: Pause = time.sleep
+) -> Iterator[None]:
     """Hold a shared lock on the file `path`. A file that isn't there is a store nobody writes to.
 
-    Raises `BootcError` when somebody else holds an exclusive one for `timeout` seconds.
+    `pause` waits between two tries; what it raises ends the wait. Raises `BootcError` when somebody
+    else holds an exclusive one for `timeout` seconds.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -46,7 +50,7 @@ def shared_lock(path: str, *, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
         raise BootcError(f"cannot lock {path}: {error.strerror}") from error
     try:
         if not _try(fd, path):
-            _wait(fd, path, timeout)
+            _wait(fd, path, timeout, pause)
         yield
     finally:
         os.close(fd)
@@ -63,7 +67,7 @@ def _try(fd: int, path: str) -> bool:
     return True
 
 
-def _wait(fd: int, path: str, timeout: float) -> None:
+def _wait(fd: int, path: str, timeout: float, pause: Pause) -> None:
     deadline = time.monotonic() + timeout
     with log.step(f"wait for whoever is writing to the storage ({path})"):
         while not _try(fd, path):
@@ -72,4 +76,4 @@ def _wait(fd: int, path: str, timeout: float) -> None:
                     f"{path} is locked, for more than {timeout:.0f} s",
                     hint=f"`fuser -v {path}` tells by whom; try again when it is done",
                 )
-            time.sleep(_PAUSE)
+            pause(_PAUSE)

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bootc.errors import BootcError, FormatError
-from bootc.storage.locks import LOCK_TIMEOUT, shared_lock
+from bootc.storage.locks import LOCK_TIMEOUT, Pause, shared_lock
 from bootc.storage.records import (
     ImageRecord,
     LayerRecord,
@@ -42,6 +43,10 @@ _CHAIN_MAX = 1000
 
 class Unsupported(BootcError):
     """It may be fine, but it is nothing that is read here."""
+
+
+class NoStoreError(BootcError):
+    """There is no container storage where it was looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +73,11 @@ class Store:
             yield
 
     @contextmanager
-    def layers_locked(self, *, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-        with shared_lock(self.path("overlay-layers/layers.lock"), timeout=timeout):
+    def layers_locked(
+        self, *, timeout: float = LOCK_TIMEOUT, pause: Pause = time.sleep
+    ) -> Iterator[None]:
+        path = self.path("overlay-layers/layers.lock")
+        with shared_lock(path, timeout=timeout, pause=pause):
             yield
 
     def big_data(self, image: ImageRecord, key: str) -> bytes:
@@ -121,7 +129,8 @@ class Store:
 def open_stores(roots: Sequence[str], driver: str = "") -> tuple[Store, ...]:
     """The stores in these graph roots; those that don't exist are passed over.
 
-    Raises `Unsupported` when there is no store of the driver overlay, but perhaps one of another.
+    Raises `Unsupported` when there is no store of the driver overlay, but perhaps one of another,
+    `NoStoreError` when there is none.
     """
     stores = [
         Store(root=root)
@@ -134,7 +143,7 @@ def open_stores(roots: Sequence[str], driver: str = "") -> tuple[Store, ...]:
     if not stores:
         if others:
             raise Unsupported(f"the store {roots[0]} uses the driver {others[0]}, not {DRIVER}")
-        raise BootcError(
+        raise NoStoreError(
             f"there is no container storage in {', '.join(roots)}",
             hint="`podman info` shows where yours is; CONTAINERS_STORAGE_CONF names its conf",
         )
@@ -212,20 +221,27 @@ def find_image_layers(
                 f"{index.stores[0].root}: there is no layer {diff_id}",
                 hint="the image is damaged: remove it and pull it again with podman",
             )
-        if layer.record.incomplete:
-            raise BootcError(
-                f"{layer.store.root}: the layer {layer.record.id} is incomplete: podman was"
-                " interrupted while it made or deleted it",
-                hint="run any podman command that writes, which cleans up, then pull again",
-            )
+        need_complete(layer)
         found.append(layer)
     return found
 
 
+def need_complete(layer: StoredLayer) -> None:
+    """Raise `BootcError` for a layer that podman is not done with."""
+    if layer.record.incomplete:
+        raise BootcError(
+            f"{layer.store.root}: the layer {layer.record.id} is incomplete: podman was"
+            " interrupted while it made or deleted it",
+            hint="run any podman command that writes, which cleans up, then pull again",
+        )
+
+
 @contextmanager
-def all_layers_locked(stores: Sequence[Store], *, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+def all_layers_locked(
+    stores: Sequence[Store], *, timeout: float = LOCK_TIMEOUT, pause: Pause = time.sleep
+) -> Iterator[None]:
     """Nothing is deleted from these stores as long as the block runs."""
     with ExitStack() as stack:
         for store in stores:
-            stack.enter_context(store.layers_locked(timeout=timeout))
+            stack.enter_context(store.layers_locked(timeout=timeout, pause=pause))
         yield

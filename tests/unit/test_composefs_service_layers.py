@@ -11,7 +11,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,18 +18,19 @@ from hypothesis import strategies as st
 
 from bootc.composefs.dirfdstream import StreamWriter
 from bootc.composefs.dirfdstream_export import join_exports
-from bootc.composefs.dirfdstream_fds import Incoming
 from bootc.composefs.pull import import_tar
 from bootc.composefs.repository import Repository
 from bootc.composefs.services.replies import OCI, REPOSITORY
 from bootc.composefs.stored import layer_content_id, load_image
-from bootc.varlink import Client, VarlinkError
+from bootc.varlink import VarlinkError
 from tests.composefsserved import (
     TAR,
     Served,
     filled_repository,
+    get_layer,
     is_error,
     make,
+    put_layer,
     serving,
 )
 from tests.ocibuild import END, header, sha256, system_tar
@@ -46,26 +46,6 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
     return filled_repository(tmp_path)
-
-
-def get_layer(client: Client, handle: int, diff_id: str, *, more: bool = True) -> Incoming:
-    params = {"diff_id": diff_id, "consumer_has_cap_dac_override": False}
-    asked = {"handle": handle, "params": params}
-    if more:
-        replies = list(client.stream(f"{OCI}.GetLayer", asked))
-        assert len(replies) >= 3
-    else:
-        replies = [client.call(f"{OCI}.GetLayer", asked)]
-    counts = {reply.parameters["dir_count"] for reply in replies}
-    assert len(counts) == 1
-    return Incoming([fd for reply in replies for fd in reply.fds.take_all()], counts.pop())
-
-
-def put_layer(
-    client: Client, handle: int, diff_id: str, fds: list[int], *, zerocopy: bool = False
-) -> dict[str, Any]:
-    about = {"handle": handle, "diff_id": diff_id, "zerocopy": zerocopy}
-    return dict(client.call(f"{OCI}.PutLayer", about, fds).parameters)
 
 
 @pytest.mark.parametrize("more", [False, True])

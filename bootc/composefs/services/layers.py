@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from bootc.composefs.dirfdstream_export import export_layer
-from bootc.composefs.dirfdstream_fds import BATCH_MAX
+from bootc.composefs.dirfdstream_export import export_layer, export_stored_layer
+from bootc.composefs.dirfdstream_fds import BATCH_MAX, Outgoing
 from bootc.composefs.dirfdstream_import import (
     CancelledError,
     DiffIdMismatchError,
@@ -20,7 +20,9 @@ from bootc.composefs.services.replies import OCI, fail, invalid_digest, invalid_
 from bootc.composefs.services.stored_images import check_tag, need_digest
 from bootc.composefs.stored import PulledLayer, layer_content_id
 from bootc.errors import BootcError, FormatError
+from bootc.storage.store import NoStoreError, Unsupported
 from bootc.varlink import Call, ClientGoneError, Reply
+from bootc.varlink.message import Parameters
 
 PUT_MIN = 2
 """Descriptors of PutLayer: the pipe and a directory."""
@@ -35,22 +37,11 @@ def has_layer(call: Call) -> Reply:
 
 
 def get_layer(call: Call) -> Generator[Reply, None, Reply]:
-    handle, wanted = need_handle(call), call.parameters["params"]
-    if wanted.get("storage") is not None:
-        raise invalid_request("this service reads repositories, no container storage")
-    diff_id = wanted.get("diff_id")
-    if diff_id is None:
-        raise invalid_request("say which layer: diff_id")
-    need_digest(diff_id)
-    handle.retain()
-    try:
-        outgoing = export_layer(handle.repo, diff_id, handle.release)
-    except BaseException as error:
-        handle.release()
-        if isinstance(error, NotFoundError):
-            raise fail(OCI, "NoSuchLayer", diff_id=diff_id) from error
-        raise
-    with outgoing:
+    wanted = call.parameters["params"]
+    storage, diff_id = wanted.get("storage"), wanted.get("diff_id")
+    if (storage is None) == (diff_id is None):
+        raise invalid_request("say which layer: either diff_id or storage")
+    with _export(call, diff_id) if storage is None else _export_stored(call, storage) as outgoing:
         layout = outgoing.layout
         told = {"dir_count": layout.directories}
         if not call.more:
@@ -61,6 +52,39 @@ def get_layer(call: Call) -> Generator[Reply, None, Reply]:
         for count in first:
             yield Reply(told, outgoing.take(count))
         return Reply(told, outgoing.take(last))
+
+
+def _export(call: Call, diff_id: str) -> Outgoing:
+    """A layer of the repository."""
+    handle = need_handle(call)
+    need_digest(diff_id)
+    handle.retain()
+    try:
+        return export_layer(handle.repo, diff_id, handle.release)
+    except BaseException as error:
+        handle.release()
+        if isinstance(error, NotFoundError):
+            raise fail(OCI, "NoSuchLayer", diff_id=diff_id) from error
+        raise
+
+
+def _export_stored(call: Call, storage: Parameters) -> Outgoing:
+    """A layer of podman's storage."""
+    root, layer = storage["storage_path"], storage["layer_id"]
+    if not root.startswith("/") or "\0" in root:
+        raise invalid_request(f"{root[:200]!r} is no absolute path")
+
+    def pause(seconds: float) -> None:
+        if call.cancelled.wait(seconds):
+            raise ClientGoneError
+
+    may_read_all = call.parameters["params"]["consumer_has_cap_dac_override"]
+    try:
+        return export_stored_layer(root, layer, may_read_all=may_read_all, pause=pause)
+    except NotFoundError as error:
+        raise fail(OCI, "NoSuchLayer", diff_id=layer) from error
+    except (NoStoreError, Unsupported) as error:
+        raise invalid_request(error) from error
 
 
 def put_layer(call: Call) -> Reply:
