@@ -2,8 +2,8 @@
 """Gives a layer away as a splitdirfdstream.
 
 Of a repository what is inline becomes Metadata, each object the file `xx/yyyy…` in the directory of
-objects. Of containers-storage what tar-split has becomes Metadata, each content the file that podman
-unpacked, in the folder of its layer.
+objects. Of containers-storage what tar-split has becomes Metadata, each content the file that
+podman unpacked, in the folder of its layer.
 
 The receiver opens the files itself, so what goes through the pipe is small. Until it has closed the
 lifetime descriptors (see `dirfdstream_fds`) the giver keeps the lock of the repository, or of the
