@@ -11,6 +11,7 @@ import pytest
 
 from bootc.cli import parser
 from bootc.deploy.machine import FINALIZE_UNIT
+from bootc.varlink.wire import Limits
 
 TOP = Path(__file__).resolve().parents[2]
 UNITS = sorted((TOP / "bootc/data/systemd").iterdir())
@@ -39,6 +40,15 @@ def test_each_unit_says_what_it_is(path: Path) -> None:
     unit.read_string(path.read_text())
     assert unit["Unit"]["Description"].startswith("bootc: ")
     assert unit["Unit"]["Documentation"] == "man:bootc(8)"
+
+
+@pytest.mark.parametrize("name", [VARLINK, "cfsctl.service"])
+def test_servers_may_have_as_many_descriptors_as_they_promise(name: str) -> None:
+    unit = _Unit(strict=False)
+    unit.read_string((TOP / "bootc/data/systemd" / name).read_text())
+    limits = Limits()
+    needed = limits.clients + limits.handlers * limits.fds
+    assert int(unit["Service"]["LimitNOFILE"]) > needed
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
