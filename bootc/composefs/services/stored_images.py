@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from bootc.composefs.assemble import XattrMode, assemble, encode_image, transform_for_boot
 from bootc.composefs.described import describe_image, inspect_image
 from bootc.composefs.digest import digest_bytes
@@ -55,13 +58,20 @@ def check_tag(name: str) -> None:
         raise invalid_request(error) from error
 
 
+@contextmanager
+def no_such_image(image: str) -> Iterator[None]:
+    """NoSuchImage, with this name, for what the block doesn't find."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise fail(OCI, "NoSuchImage", image=image) from error
+
+
 def need_image(repo: Repository, image: str) -> PulledImage:
     """The image of that name, or NoSuchImage."""
     check_image_name(image)
-    try:
+    with no_such_image(image):
         return load_image(repo, image)
-    except NotFoundError as error:
-        raise fail(OCI, "NoSuchImage", image=image) from error
 
 
 def list_images(call: Call) -> Reply:
@@ -79,30 +89,24 @@ def tag(call: Call) -> Reply:
     repo, name = need_handle(call).repo, call.parameters["name"]
     digest = need_digest(call.parameters["manifest_digest"])
     check_tag(name)
-    try:
+    with no_such_image(digest):
         repo.tag(manifest_content_id(digest), name)
-    except NotFoundError as error:
-        raise fail(OCI, "NoSuchImage", image=digest) from error
     return Reply()
 
 
 def untag(call: Call) -> Reply:
     repo, name = need_handle(call).repo, call.parameters["name"]
     check_image_name(name)
-    try:
+    with no_such_image(name):
         repo.untag(name)
-    except NotFoundError as error:
-        raise fail(OCI, "NoSuchImage", image=name) from error
     return Reply()
 
 
 def compute_id(call: Call) -> Reply:
     repo, image = need_handle(call).repo, call.parameters["image"]
     check_image_name(image)
-    try:
+    with no_such_image(image):
         found = load_named(repo, image, call.parameters.get("verity"))
-    except NotFoundError as error:
-        raise fail(OCI, "NoSuchImage", image=image) from error
     root = assemble(repo, found, xattrs=xattr_mode(call) or XattrMode.ALLOWLIST_ONLY)
     if call.parameters["bootable"]:
         transform_for_boot(root, repo)
