@@ -14,7 +14,9 @@ from bootc.deploy.kernel import Kernel, find_kernel
 from bootc.deploy.uki import Uki, need_right_image
 from bootc.errors import BootcError
 from bootc.records import dataclass
-from bootc.tree import Directory
+from bootc.tree import Directory, Leaf
+
+OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +33,15 @@ def commit_bootable(repo: Repository, pulled: PulledImage) -> Bootable:
     """Write the composefs image that boots, and make it live as long as `pulled` does.
 
     Raises `BootcError` if there is no kernel, more than one, one that starts another image, or no
-    /etc in it. Nothing is synced.
+    /etc or os-release in it. Nothing is synced.
     """
     tree = assemble(repo, pulled)
     kernel = find_kernel(tree)
+    if not any(isinstance(tree.find(path), Leaf) for path in OS_RELEASE):
+        raise BootcError(
+            "the image has no /usr/lib/os-release, and systemd starts no system without",
+            hint="every distribution's base has it: see that the image's build does not remove it",
+        )
     transform_for_boot(tree, repo)
     etc = tree.find_directory("etc")
     if etc is None:

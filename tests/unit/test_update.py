@@ -389,7 +389,7 @@ def test_images_that_cannot_boot(machine: MockMachine, content: ImageContent, pr
     assert state.list_deployments(str(machine.root)) == [first]
 
 
-def test_a_system_without_os_release_gets_names_of_its_id(machine: MockMachine) -> None:
+def test_a_system_with_an_empty_os_release_gets_names_of_its_id(machine: MockMachine) -> None:
     started(machine)
     content = ImageContent("2", extra={"usr/lib/os-release": b"\n"})
     follow(machine, "2", content)
@@ -400,19 +400,19 @@ def test_a_system_without_os_release_gets_names_of_its_id(machine: MockMachine) 
     assert machine.reboot() == done.staged.id
 
 
-def test_an_image_without_os_release_at_all(machine: MockMachine) -> None:
-    started(machine)
+def test_an_image_without_os_release_at_all_is_refused(machine: MockMachine) -> None:
+    first = started(machine)
     content = ImageContent("2")
     tar = content.tar()
     at = tar.index(b"usr/lib/os-release")
     size = 512 + -(-int(tar[at + 124 : at + 135], 8) // 512) * 512
     layout = machine.path / "images" / "updates"
     write_layout(layout, [tar[:at] + tar[at + size :]], tag="updates")
-    done = update.upgrade(machine.sysroot, NOTHING)
-    assert done.staged is not None
-    found = {one.id: one.entry for one in read_deployments(machine.sysroot)}[done.staged.id]
-    assert found is not None
-    assert (found.title, found.version) == (done.staged.id, done.staged.id)
+    with pytest.raises(BootcError, match="has no /usr/lib/os-release") as caught:
+        update.upgrade(machine.sysroot, NOTHING)
+    assert caught.value.hint is not None
+    assert not menu.has_staged(str(machine.esp))
+    assert state.list_deployments(str(machine.root)) == [first]
 
 
 def test_leftovers_of_an_interrupted_upgrade(machine: MockMachine) -> None:
