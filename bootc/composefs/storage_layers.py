@@ -170,7 +170,7 @@ class _StorageInput(ImportInput):
                 Batch(items=[item]).discard(store)
                 raise FormatError(pieces.reader.source, os.fsdecode(file.name), "has changed")
             return item
-        linkable = store.can_link(file.fd) and _is_harmless(file.fd)
+        linkable = _is_harmless(file) and store.can_link(file.fd)
         if self._zerocopy:
             if linkable:
                 for chunk in pieces.reader.read_chunks(file):
@@ -208,15 +208,15 @@ class _StorageInput(ImportInput):
         return fd
 
 
-def _is_harmless(fd: int) -> bool:
+def _is_harmless(file: ContentFile) -> bool:
     """Whether a hard link to the file may be an object; see the module's text."""
-    found = os.fstat(fd)
+    found = file.stat
     if found.st_mode & _WRONG_MODE or found.st_mode & _READABLE != _READABLE:
         return False
     if found.st_uid not in (0, os.geteuid()):
         return False
     try:
-        os.getxattr(fd, "security.capability")
+        os.getxattr(file.fd, "security.capability")
     except OSError:
         return True
     return False
@@ -289,7 +289,7 @@ def _is_open_to_all(
     file: ContentFile, directories: Sequence[int], known: dict[tuple[int, bytes], bool]
 ) -> bool:
     """Whether anybody who has the directory's descriptor can open the file."""
-    if not os.fstat(file.fd).st_mode & stat.S_IROTH:
+    if not file.stat.st_mode & stat.S_IROTH:
         return False
     folder = file.name.rpartition(b"/")[0]
     while folder:

@@ -45,7 +45,7 @@ _OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
 class ContentFile:
     """A content: `size` bytes, all of the file `name` in directory number `index`.
 
-    `fd` is open for reading, and the receiver's to close.
+    `fd` is open for reading, and the receiver's to close; `stat` is what it was when it was opened.
     """
 
     name: bytes
@@ -54,6 +54,7 @@ class ContentFile:
     index: int
     fd: int
     line: int
+    stat: os.stat_result
 
 
 class LayerReader:
@@ -157,7 +158,9 @@ class LayerReader:
                     if redirect is None:
                         if found.st_size != member.size:
                             raise self._bad_size(name, found.st_size, member.size)
-                        return ContentFile(name, member.size, member.crc, index, fd, member.line)
+                        return ContentFile(
+                            name, member.size, member.crc, index, fd, member.line, found
+                        )
                 except BaseException:
                     os.close(fd)
                     raise

@@ -40,6 +40,7 @@ _SIZE_MAX = 1 << 62
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _GZIP = b"\x1f\x8b"
 _WINDOW_MAX = 128 << 20
+_BUFFER = 1 << 17
 _SEGMENT, _FILE = 2, 1
 _DECODER = json.JSONDecoder()
 
@@ -79,13 +80,14 @@ def _decompressed(file: BinaryIO, source: str) -> BinaryIO:
     start = file.read(4)
     file.seek(0)
     if start.startswith(_GZIP):
-        return cast(BinaryIO, gzip.open(file, "rb"))
+        # A buffer of C's: GzipFile's own `readline` is Python.
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(file)), _BUFFER))
     if start == _ZSTD:
         import zstandard  # podman writes gzip: start-up time
 
         unpack = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
         reader = unpack.stream_reader(file, read_across_frames=True)
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader), 1 << 17))
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader), _BUFFER))
     raise FormatError(source, 0, "is neither gzip nor zstd")
 
 
