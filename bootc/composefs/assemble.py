@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from bootc.composefs.collector import paused_collector
 from bootc.composefs.erofs_format import FormatVersion
-from bootc.composefs.erofs_writer import write_image
+from bootc.composefs.erofs_writer import ImageDraft, write_image
 from bootc.composefs.repository import Repository
 from bootc.composefs.selinux import load_policy, relabel
 from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
@@ -227,15 +228,22 @@ def commit_image(
     repo: Repository, root: Directory, *, name: str | None = None, version: int | None = None
 ) -> ComposefsImage:
     """Store the EROFS image of a tree, and make it mountable (by `name`, too)."""
-    return commit_data(repo, encode_image(repo, root, version=version), name=name)
+    wanted = FormatVersion(repo.erofs_version if version is None else version)
+    with paused_collector():
+        pieces = ImageDraft(root, version=wanted, algorithm=repo.algorithm).blocks()
+        return _commit(repo, pieces, name)
 
 
 def commit_data(repo: Repository, data: bytes, *, name: str | None = None) -> ComposefsImage:
     """Store an EROFS image, and make it mountable."""
+    return _commit(repo, (data,), name)
+
+
+def _commit(repo: Repository, pieces: Iterable[bytes], name: str | None) -> ComposefsImage:
     try:
-        digest = repo.write_image(data, name)
+        digest, size = repo.write_image_pieces(pieces, name)
     except OSError as error:
         raise BootcError(
             f"cannot store an image in {os.path.join(repo.path, 'images')}: {error.strerror}"
         ) from error
-    return ComposefsImage(id=digest.hex(), size=len(data))
+    return ComposefsImage(id=digest.hex(), size=size)

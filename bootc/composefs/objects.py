@@ -288,8 +288,8 @@ class ObjectStore:
         fd = self.create()
         try:
             fs.write_all(fd, data)
-            fd = self._finish(fd)
             if self._measures:
+                fd = self._finish(fd)
                 measured = self._measure(fd)
                 if digest is not None and measured != digest:
                     raise BootcError(f"{self.path}: the kernel measured another digest than ours")

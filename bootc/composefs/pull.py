@@ -39,6 +39,7 @@ from bootc.composefs.stored import (
 )
 from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
+from bootc.linux import libc
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import (
     PLAIN_LAYER,
@@ -241,6 +242,8 @@ def _pull_layers(
                     streams += len(layer.stream)
                     report(Done(id=item.id, transferred=item.descriptor.size))
         stats = _stats(before, repo.counts(), inlined, len(todo), streams)
+        # What the threads' buffers took is the room for the tree that comes next.
+        libc.trim_memory()
     return tuple(done[item.id] for item in wanted), stats
 
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -346,20 +347,24 @@ class Repository:
 
     def ensure_object_from(self, reader: BinaryIO, size: int | None = None) -> bytes:
         """Store what `reader` gives to its end, which must be `size` bytes if that is said."""
+        return self._store_pieces(iter(partial(reader.read, _CHUNK), b""), size)[0]
+
+    def _store_pieces(self, pieces: Iterable[bytes], size: int | None = None) -> tuple[bytes, int]:
+        """Store an object that comes in pieces; returns its digest and size."""
         with self._storing():
             store = self.writable_objects()
             fd = store.create()
             done = 0
             try:
-                while chunk := reader.read(_CHUNK):
-                    fs.write_all(fd, chunk)
-                    done += len(chunk)
+                for piece in pieces:
+                    fs.write_all(fd, piece)
+                    done += len(piece)
                 if size is not None and done != size:
                     raise BootcError(f"got {done} bytes for an object of {size}")
             except BaseException:
                 store.discard(fd)
                 raise
-            return store.adopt(fd, done)
+            return store.adopt(fd, done), done
 
     def import_object(self, fd: int, *, hardlink: bool = False, zerocopy: bool = False) -> bytes:
         """Make what the regular file `fd` holds an object; see `ObjectStore.import_file`."""
@@ -428,7 +433,18 @@ class Repository:
         """Store an EROFS image, publish it, under `name` too, and return its digest."""
         if name is not None:
             check_ref_name(name)
-        digest = self.ensure_object(data)
+        return self._publish_image(self.ensure_object(data), name)
+
+    def write_image_pieces(
+        self, pieces: Iterable[bytes], name: str | None = None
+    ) -> tuple[bytes, int]:
+        """As `write_image`, for an image that is never in memory as a whole; with its size."""
+        if name is not None:
+            check_ref_name(name)
+        digest, size = self._store_pieces(pieces)
+        return self._publish_image(digest, name), size
+
+    def _publish_image(self, digest: bytes, name: str | None) -> bytes:
         self.sync()
         self.links.publish_object(f"{IMAGES}/{digest.hex()}", digest)
         if name is not None:

@@ -113,6 +113,17 @@ def syncfs(fd: int) -> None:
         raise fail()
 
 
+def trim_memory() -> None:
+    """malloc_trim(3): give memory that is free in the allocator's hands back to the kernel.
+
+    glibc keeps what threads freed for those threads. Another C library, which has no such call,
+    keeps what it keeps.
+    """
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def renameat2(old_fd: int, old: str, new_fd: int, new: str, flags: int) -> None:
     """renameat2(2), for RENAME_EXCHANGE and RENAME_NOREPLACE."""
     if _libc.renameat2(old_fd, os.fsencode(old), new_fd, os.fsencode(new), flags) < 0:
