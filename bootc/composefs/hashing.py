@@ -3,15 +3,7 @@
 
 Python's threads don't hash blocks of 4096 bytes at the same time: for each they hand a lock over,
 and the thread that parses waits with them. A program with threads can't fork, either. So this
-starts an interpreter, when it is asked first, and talks to it over a socket that keeps messages
-apart. A message is a byte for the algorithm and
-
-    nothing more, with a descriptor    hash that file
-    u32 lengths (little-endian)        hash so many contents, which lie one after another in the
-                                       memory that both share
-
-and the answer is the digests, one after another, or nothing if that failed. The first message
-brings the descriptor of the shared memory.
+starts an interpreter, when it is asked first; `hashing_process` is what that does.
 """
 
 from __future__ import annotations
@@ -21,7 +13,6 @@ import os
 import socket
 import sys
 import threading
-from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -29,17 +20,15 @@ from typing import Self
 
 from bootc import process
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
+from bootc.composefs.hashing_process import CONTENTS_MAX, SHARED, pack
 
 LARGE = 4 << 20
 """Bytes: a smaller file is hashed sooner than it is sent."""
-SHARED = 5 << 20
-"""Bytes of the shared memory."""
-_CONTENTS_MAX = 1024
 _HELLO = b"\0"
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from bootc.composefs.hashing import serve; serve()"
+    "from bootc.composefs.hashing_process import serve; serve()"
 )
 
 
@@ -77,7 +66,7 @@ class DigestProcess:
         """The digests of `contents`, which are best so many that a message is worth it."""
         if (
             not self._useless
-            and 0 < len(contents) <= _CONTENTS_MAX
+            and 0 < len(contents) <= CONTENTS_MAX
             and sum(map(len, contents)) <= SHARED
         ):
             with self._lock:
@@ -97,7 +86,7 @@ class DigestProcess:
             for content in contents:
                 self._shared[at : at + len(content)] = content
                 at += len(content)
-            message = bytes([algorithm.kernel]) + _pack([len(content) for content in contents])
+            message = bytes([algorithm.kernel]) + pack([len(content) for content in contents])
             socket.send_fds(self._socket, [message], fds)
             found = self._socket.recv(expected)
         except OSError:
@@ -110,7 +99,7 @@ class DigestProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Last in, first out: the process sees the end of its socket before it is waited for.
         with theirs:
-            argv = [sys.executable, "-I", "-c", _CODE, _TOP]
+            argv = [sys.executable, "-IS", "-c", _CODE, _TOP]
             self._stack.enter_context(process.running(argv, stdin=theirs.fileno()))
         self._stack.enter_context(ours)
         memory = os.memfd_create("contents")
@@ -121,50 +110,3 @@ class DigestProcess:
         finally:
             os.close(memory)
         return ours, shared
-
-
-def _pack(numbers: list[int]) -> bytes:
-    packed = array("I", numbers)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def _unpack(data: bytes) -> list[int]:
-    packed = array("I", data)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tolist()
-
-
-def serve() -> None:
-    """The process: answer on stdin, which is the socket, until nobody is there."""
-    with socket.socket(fileno=os.dup(0)) as asked:
-        _, fds, _, _ = socket.recv_fds(asked, 1, 1)
-        if not fds:
-            return
-        with mmap.mmap(fds[0], SHARED) as shared, memoryview(shared) as contents:
-            os.close(fds[0])
-            while answer := _answer(asked, contents):
-                asked.send(answer)
-
-
-def _answer(asked: socket.socket, contents: memoryview) -> bytes:
-    """The digests that the next message asks for; nothing at the end."""
-    message, fds, _, _ = socket.recv_fds(asked, 1 + 4 * _CONTENTS_MAX, 1)
-    if not message:
-        return b""
-    algorithm = next(each for each in Algorithm if each.kernel == message[0])
-    if fds:
-        try:
-            return digest_fd(fds[0], algorithm)
-        except OSError:
-            return b""
-        finally:
-            os.close(fds[0])
-    digests, at = [], 0
-    for length in _unpack(message[1:]):
-        with contents[at : at + length] as content:
-            digests.append(digest_bytes(content, algorithm))
-        at += length
-    return b"".join(digests)

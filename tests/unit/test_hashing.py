@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bootc.composefs.digest import Algorithm, digest_bytes
-from bootc.composefs.hashing import LARGE, SHARED, DigestProcess
+from bootc.composefs.hashing import LARGE, DigestProcess
+from bootc.composefs.hashing_process import SHARED
 from tests.varlinks import open_fds
 
 
