@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Images that are bound to the system's are pulled by the podman of this machine. Needs root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootc.deploy import bound, update
+from bootc.deploy.cleanup import clean_up
+from bootc.deploy.finalize import finalize_staged
+from bootc.deploy.unified import find_unified_storage
+from bootc.deploy.update import UpgradeOptions
+from bootc.errors import BootcError, chain_text, find_hint
+from bootc.linux import mount
+from tests.ocibuild import END, folder, member, write_layout
+from tests.sysroots import ImageContent, MockMachine, follow, started
+from vmtests import podman
+from vmtests.registry import Registry, serve
+
+pytestmark = pytest.mark.root
+REGISTRIES = "/etc/containers/registries.conf.d"
+APP = folder(b"./") + member(b"app", b"app" * 1000) + END
+UNIT = "usr/share/containers/systemd/app.image"
+NOTHING = UpgradeOptions()
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """It has `os:1`; podman is one with the kit's settings and storage of this test alone."""
+    for name, value in podman.environment().items():
+        monkeypatch.setenv(name, value)
+    storage = tmp_path / "storage.conf"
+    storage.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{tmp_path}/default"\n'
+        f'runroot = "{tmp_path}/default-run"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
+    layout = tmp_path / "published"
+    layout.mkdir()
+    write_layout(layout, [APP], tag="1")
+    with serve(layout) as running:
+        settings = tmp_path / "registries"
+        settings.mkdir()
+        (settings / "test.conf").write_text(
+            f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
+        )
+        # The tests have a mount namespace of their own (conftest).
+        with mount.mounted(str(settings), REGISTRIES, None, flags=mount.MS_BIND):
+            yield running
+
+
+@pytest.fixture
+def machine(tmp_path_factory: pytest.TempPathFactory) -> MockMachine:
+    """Its path is short enough for a socket."""
+    made = MockMachine(tmp_path_factory.mktemp("m") / "m")
+    started(made)
+    return made
+
+
+def offer(machine: MockMachine, version: str, image: str) -> None:
+    """Let the machine's updates be an image that binds another."""
+    content = ImageContent(
+        version,
+        extra={UNIT: f"[Image]\nImage={image}\n".encode()},
+        links={f"{bound.FOLDER}/app.image": f"/{UNIT}"},
+    )
+    follow(machine, version, content)
+
+
+def test_bound_images_are_pulled_before_an_update_is_staged(
+    machine: MockMachine, registry: Registry
+) -> None:
+    name = f"{registry.address}/os:1"
+    offer(machine, "2", name)
+    assert update.upgrade(machine.sysroot, NOTHING).ready
+    storage = find_unified_storage(machine.sysroot)
+    assert storage is not None
+    found = storage.find_image(name)
+    assert found is not None
+    finalize_staged(machine.sysroot)
+    second = machine.reboot()
+    clean_up(machine.sysroot)
+    assert storage.find_image(name) == found
+    # What is there is not looked for again.
+    registry.forget()
+    offer(machine, "3", name)
+    assert update.upgrade(machine.sysroot, NOTHING).ready
+    assert not registry.requests
+    finalize_staged(machine.sysroot)
+    third = machine.reboot()
+    # What isn't anywhere stages nothing.
+    offer(machine, "4", f"{registry.address}/os:none")
+    with pytest.raises(BootcError) as caught:
+        update.upgrade(machine.sysroot, NOTHING)
+    assert f"{registry.address}/os:none" in chain_text(caught.value)
+    assert find_hint(caught.value) is not None
+    assert not Path(machine.sysroot.staged_file).exists()
+    assert machine.menu() == [third, second]
+    machine.check_whole()
