@@ -8,7 +8,7 @@ in its output (then the row names the unit).
 
 Memory is the largest resident set of the command or of a child that it waited for, in MiB, as
 wait4(2) tells it. What the kernel counts begins before the command is executed, so a small program
-shows the size of this one (about 20 MiB).
+shows the size of this one (about 20 MiB). This one stays small: what is large, `in_process` makes.
 
 A row without `theirs` is judged by its own value and memory alone.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -50,7 +51,8 @@ class Row:
     """What is compared, and what is demanded of it.
 
     `ratio_max` and `ratio_min` bound A/B, `value_max` the value of A, `rss_max` its memory in MiB.
-    With `same_output` the sides have to print the same, or nothing was compared.
+    With `same_output` the sides have to print the same, or nothing was compared. `runs` is for what
+    hardly varies, as memory: so many runs, and none before them to warm up.
     """
 
     ours: Side
@@ -61,6 +63,7 @@ class Row:
     ratio_min: float | None = None
     value_max: float | None = None
     rss_max: float | None = None
+    runs: int | None = None
 
     @property
     def target(self) -> str:
@@ -115,6 +118,22 @@ class Result:
         return max(run.rss for run in self.ours)
 
     @property
+    def summary(self) -> str:
+        """What was found, as one line."""
+        ratio = ""
+        if self.ratio is not None and self.row.theirs is not None:
+            ratio = f", {self.ratio:.2f}x of {self.row.theirs.label}"
+        found = f"{self.value:.3f} {self.row.unit}{ratio}, {self.rss:.0f} MiB"
+        return f"{found} (target {self.row.target}) {self.verdict}".rstrip()
+
+    @property
+    def verdict(self) -> str:
+        """What the table's last column says."""
+        if self.misses:
+            return "MISSED"
+        return "met" if self.row.target != "-" else ""
+
+    @property
     def misses(self) -> list[str]:
         """The demands that were not met, each with what was measured."""
         row, found = self.row, list[str]()
@@ -144,6 +163,7 @@ class Result:
             "ratios": list(ratios),
             "pairs": len(self.ours),
             "target": self.row.target,
+            "verdict": self.verdict,
             "misses": self.misses,
         }
 
@@ -151,13 +171,14 @@ class Result:
 def measure(name: str, row: Row, *, pairs: int) -> Result:
     """Run the pairs, after one that is not counted. Raises `BootcError` when a side fails."""
     sides = [row.ours] if row.theirs is None else [row.ours, row.theirs]
-    first = [run_side(side) for side in sides]
-    if row.same_output and len({run.output for run in first}) != 1:
-        raise BootcError(
-            "the two sides differ: " + " and ".join(repr(r.output[:200]) for r in first)
-        )
+    if row.runs is None:
+        first = [run_side(side) for side in sides]
+        if row.same_output and len({run.output for run in first}) != 1:
+            raise BootcError(
+                "the two sides differ: " + " and ".join(repr(r.output[:200]) for r in first)
+            )
     runs: list[list[Run]] = [[], []]
-    for _ in range(pairs):
+    for _ in range(row.runs or pairs):
         for side, found in zip(sides, runs, strict=False):
             found.append(run_side(side))
     return Result(name=name, row=row, ours=tuple(runs[0]), theirs=tuple(runs[1]))
@@ -189,6 +210,14 @@ def run_side(side: Side) -> Run:
     return Run(value=value, rss=usage.ru_maxrss / 1024, output=output)
 
 
+def in_process(call: str) -> None:
+    """Run `MODULE:FUNCTION(ARGUMENTS)` of a module of `tests.bench` in a process of its own."""
+    module, _, expression = call.partition(":")
+    code = f"from pathlib import Path\nfrom tests.bench import {module}\n{module}.{expression}"
+    env = {"PYTHONPATH": str(ROOT)}
+    process.run([sys.executable, "-c", code], env=env, timeout=TIMEOUT)
+
+
 def table(results: Sequence[Result]) -> str:
     """The results as aligned text."""
     head = ("row", "A", "A is", "MiB", "B", "B is", "A/B", "(range)", "pairs", "target", "")
@@ -208,7 +237,7 @@ def table(results: Sequence[Result]) -> str:
                 f"({min(ratios):.2f}-{max(ratios):.2f})" if ratios else "-",
                 str(len(result.ours)),
                 row.target,
-                "MISSED" if result.misses else "",
+                result.verdict,
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]

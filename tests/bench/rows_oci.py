@@ -25,7 +25,7 @@ from bootc.composefs.digest import Algorithm
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from tests.bench.frame import Make, Row, Side
-from tests.bench.sample import Setup
+from tests.bench.sample import Setup, retire
 from tests.interop.programs import need_reference
 from tests.ocibuild import END, TYPES, folder, header, write_blob
 
@@ -57,7 +57,7 @@ def _ours(setup: Setup, layout: Path) -> Side:
 
 def new_repository(path: Path) -> None:
     """An empty, insecure repository instead of what was there; everything is on the disk."""
-    shutil.rmtree(path, ignore_errors=True)
+    retire(path)
     Repository.init(path, algorithm=Algorithm.SHA256, secure=False).close()
     os.sync()
 
@@ -73,13 +73,13 @@ def _skopeo(setup: Setup) -> Row:
     unshare = process.need_program("unshare", hint="apt-get install -y util-linux")
     copy = (skopeo, "--insecure-policy", "copy", "--quiet", f"oci:{layout}", target)
     argv = (unshare, "--mount", *copy)
-    prepare = functools.partial(_remove_storage, stored)
+    prepare = functools.partial(_retire_storage, stored)
     theirs = Side(label="skopeo copy", argv=argv, prepare=prepare)
     return Row(ours=_ours(setup, layout), theirs=theirs, ratio_max=0.4)
 
 
-def _remove_storage(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _retire_storage(path: Path) -> None:
+    retire(path)
     os.sync()
 
 
@@ -97,7 +97,7 @@ def _memory(setup: Setup, gibibytes: int) -> Row:
     layout = setup.folder / f"layer-{gibibytes}"
     if not layout.exists():
         _write_layout(layout, _large_tar(gibibytes << 30))
-    return Row(ours=_ours(setup, layout), rss_max=200)
+    return Row(ours=_ours(setup, layout), rss_max=200, runs=2)
 
 
 def _layout(setup: Setup) -> Path:

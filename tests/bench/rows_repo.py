@@ -24,7 +24,7 @@ from bootc.composefs import (
     write_image,
 )
 from bootc.composefs.splitstream import OCI_LAYER, OCI_MANIFEST, SplitStreamWriter
-from tests.bench.frame import Make, Row, Side
+from tests.bench.frame import Make, Row, Side, in_process
 from tests.bench.sample import Setup
 
 OBJECTS = 100_000
@@ -72,11 +72,12 @@ def _row(
 def _repository(setup: Setup) -> Path:
     path = setup.folder / "objects"
     if not path.exists():
-        _make(path)
+        in_process(f"rows_repo:make_repository(Path({str(path)!r}))")
     return path
 
 
-def _make(path: Path) -> None:
+def make_repository(path: Path) -> None:
+    """The repository that all rows have."""
     with Repository.init(path, algorithm=Algorithm.SHA512, secure=False) as repo:
         store = repo.writable_objects()
         digests = [store.store(_content(number)) for number in range(OBJECTS)]

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,8 @@ from bootc import process
 from bootc.composefs import Algorithm
 from bootc.composefs.dumpfile import dump_lines
 from bootc.composefs.scan import ScanOptions, find_digest, scan_directory
-from tests.bench.frame import Make, Row, Side
-from tests.bench.sample import Setup
+from tests.bench.frame import Make, Row, Side, in_process
+from tests.bench.sample import Setup, retire
 from tests.interop.compare_c import Tools, find_tools
 
 _ENTRY = "import sys; from bootc.composefs.cli.{module} import entry; sys.exit(entry())"
@@ -108,7 +107,7 @@ def _fresh(setup: Setup) -> Row:
     def side(name: str, argv: tuple[str, ...]) -> Side:
         def empty() -> None:
             for left in ("ours", "theirs"):
-                shutil.rmtree(stores / left, ignore_errors=True)
+                retire(stores / left)
             os.sync()
 
         store, tree = stores / name, str(setup.tree())
@@ -149,11 +148,15 @@ def _existing(setup: Setup) -> Row:
 def _dump_of_tree(setup: Setup) -> Path:
     path = setup.folder / "tree.dump"
     if not path.exists():
-        options = ScanOptions(links=False)
-        root = scan_directory(setup.tree(), find_digest(Algorithm.SHA256), options)
-        with open(path, "w", encoding="ascii") as file:
-            file.writelines(line + "\n" for line in dump_lines(root))
+        in_process(f"rows_tools:write_dump({str(setup.tree())!r}, {str(path)!r})")
     return path
+
+
+def write_dump(tree: str, path: str) -> None:
+    """The dump file of a directory."""
+    root = scan_directory(tree, find_digest(Algorithm.SHA256), ScanOptions(links=False))
+    with open(path, "w", encoding="ascii") as file:
+        file.writelines(line + "\n" for line in dump_lines(root))
 
 
 def _from_file(setup: Setup) -> Row:
@@ -192,6 +195,7 @@ def _growth(setup: Setup, count: int) -> Row:
         ),
         unit="us/inode",
         rss_max=_MILLION_MIB * count / _GROWTH[-1],
+        runs=2,
     )
 
 
