@@ -37,6 +37,7 @@ from bootc.podman.auth import find_auth_file
 from bootc.podman.fetch import Fetched, claim_name, fetch_image, stored_name
 from bootc.podman.pull import Blob, BlobStatus, PullLine, Text
 from bootc.podman.storage import BootcStorage, StoredImage, find_storage, make_storage
+from bootc.storage.source import StorageSource
 
 _log = logging.getLogger(__name__)
 ALLOW_COPY = "composefs/bootc/allow-copy"
@@ -181,7 +182,13 @@ def through_new_storage(
 def fetch(
     storage: BootcStorage, target: ImageReference, offered: ImageSource, observer: Observer
 ) -> Fetched:
-    """Pull the image into the storage; the observer is told of it as of any pull."""
+    """Pull the image into the storage; the observer is told of it as of any pull.
+
+    Of `offered` only manifest and config may be read from now on.
+    """
+    if isinstance(offered, StorageSource):
+        # podman copies out of the very storage whose locks we hold.
+        offered.release()
     observer.stage(Stage.PULLING)
     told = PodmanProgress(offered, observer.report, present=storage.layers())
     retry = "try again: layers that are complete are kept"

@@ -224,5 +224,7 @@ def _install_loader(repo: Repository, tree: Directory, esp: str) -> None:
         images.write_tree(repo, loaders, f"{root}/{_LOADERS}")
         for folder in ("efi", "etc", "tmp"):
             os.mkdir(f"{root}/{folder}")
+        # Where nothing has a machine id, as in a container, bootctl asks for the system's name.
+        fs.write_atomic(f"{root}/etc/os-release", "ID=bootc\n")
         with mount.mounted(esp, f"{root}/efi", None, flags=mount.MS_BIND):
             systemd_boot.install(root, "/efi")

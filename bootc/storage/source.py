@@ -6,7 +6,8 @@ layers it names may have been compressed; those blobs are not in the store any m
 are the layers' tars, and they are verified by the diff ids of the config.
 
 As long as a `StorageSource` is open it holds the layers' locks of its stores, shared: podman waits
-before it adds or deletes a layer (podman 4 with nearly everything), so run no podman meanwhile.
+before it adds or deletes a layer (podman 4 with nearly everything, podman 5 even with `podman info`
+now and then), so run no podman meanwhile, or `release` it first: the documents stay readable.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ class StorageSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.close()
+
+    def release(self) -> None:
+        """Give up the locks and the layers; manifest and config were read already."""
         self._stack.close()
 
     def need_supported(self) -> None:

@@ -64,6 +64,7 @@ echo "$@" >> "$BOOTCTL_LOG"
 case $1 in
   --version) echo "systemd 257 (257.9)" ;;
   install) cat "$3/usr/lib/systemd/boot/efi/systemd-bootx64.efi" > /dev/null || exit 1
+    grep -q '^ID=' "$3/etc/os-release" || exit 1
     mkdir -p "$3$5/EFI/BOOT" ;;
 esac
 """

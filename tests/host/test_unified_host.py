@@ -303,6 +303,21 @@ def test_a_switch_makes_a_system_unified(machine: MockMachine, registry: Registr
     assert len(storage_of(machine).images()) == 2
 
 
+def test_an_image_of_the_machines_own_storage(machine: MockMachine, registry: Registry) -> None:
+    """It is looked at first, and the locks that this takes must not keep podman waiting."""
+    publish(registry, "2", "2")
+    process.run(["podman", "pull", "--quiet", f"{registry.address}/os:2"])
+    process.run(["podman", "tag", f"{registry.address}/os:2", "localhost/mine"])
+    target = ImageReference(image="localhost/mine", transport=Transport.CONTAINERS_STORAGE)
+    made = update.switch(machine.sysroot, target, unify=COPY)
+    assert made.staged is not None
+    [stored] = storage_of(machine).images()
+    assert (stored.digest, stored.has_name("localhost/mine")) == (made.staged.digest, True)
+    reboot(machine)
+    check(machine)
+    assert not set_unified(machine.sysroot).changed
+
+
 @pytest.fixture
 def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system that has no reflinks, whatever the tests' folder has."""
