@@ -7,6 +7,7 @@ try succeeds. The machine is a unified one already.
 import os
 import signal
 import subprocess
+import time
 
 import booted
 import podman_parts
@@ -19,9 +20,11 @@ _BEGIN = 300.0
 
 def kill_in_the_middle(registry: small_registry.Registry) -> None:
     with subprocess.Popen(["bootc", "upgrade"], stdin=subprocess.DEVNULL) as child:
-        if not registry.stalled.wait(_BEGIN):
-            child.kill()
-            booted.failed(f"podman did not ask for the new layer in {_BEGIN:.0f} s")
+        deadline = time.monotonic() + _BEGIN
+        while not registry.stalled.wait(0.2) and child.poll() is None:
+            if time.monotonic() > deadline:
+                child.kill()
+                booted.failed(f"podman did not ask for the new layer in {_BEGIN:.0f} s")
         booted.expect_equal(child.poll(), None, "bootc's exit status in the middle of the pull")
         booted.expect_equal(len(podman_parts.servers()), 1, "podman's API servers meanwhile")
         child.send_signal(signal.SIGKILL)
@@ -33,6 +36,7 @@ def check() -> None:
     podman_parts.mount_storage()
     found = booted.status()["status"]
     booted.expect_equal(found["staged"], None, "what is staged at the beginning")
+    booted.expect("unified" in podman_parts.listed().values(), "the machine is a unified one")
     states, images = sorted(os.listdir(STATES)), podman_parts.bootc_images()
     fresh = podman_parts.new_image(found["booted"]["image"]["imageDigest"], "4", _SIZE)
     layer = small_registry.blobs_of(podman_parts.LAYOUT)[-1]

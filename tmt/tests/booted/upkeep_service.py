@@ -1,8 +1,11 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The timer can be enabled and waits; its service stages an update and reboots into it."""
+"""The timer can be enabled and waits; its service stages an update and reboots into it.
+
+Of the test upkeep_overlay, which needs a reboot, too.
+"""
 
 import os
+from typing import NoReturn
 
 import booted
 import derived_image
@@ -32,8 +35,8 @@ def timer() -> None:
     booted.told("systemctl", "disable", "--now", TIMER)
 
 
-def before() -> None:
-    timer()
+def upgrade() -> NoReturn:
+    """Follow a folder of images here, put another one into it, and let the service reboot."""
     found = booted.status()["status"]["booted"]
     digest = found["image"]["imageDigest"]
     # The same image, taken from a folder here from now on; then there is another one in it.
@@ -48,7 +51,8 @@ def before() -> None:
     booted.reboot(f"systemctl start --no-block {SERVICE}")
 
 
-def after() -> None:
+def upgraded() -> None:
+    """After that reboot."""
     record = upkeep_parts.saved("service")
     booted.expect(booted.boot_id() != record["boot"], "it is another boot")
     found = upkeep_parts.show(booted.status())["status"]
@@ -57,7 +61,3 @@ def after() -> None:
     booted.expect(os.path.exists(FILE), "the new file is there")
     state = booted.output("systemctl", "is-enabled", TIMER, check=False).strip()
     booted.expect_equal(state, "disabled", "the timer")
-
-
-if __name__ == "__main__":
-    booted.main([before, after][booted.reboot_count()])
