@@ -12,9 +12,12 @@ import pytest
 
 from bootc import paths
 from bootc.boot import menu
+from bootc.composefs.assemble import assemble
 from bootc.composefs.repository import Repository
+from bootc.composefs.stored import load_image
 from bootc.deploy import state, update
 from bootc.deploy.finalize import finalize_staged
+from bootc.deploy.kernel import Kernel, find_kernel, known_boot_digest
 from bootc.deploy.rollback import rollback
 from bootc.deploy.sysroot import read_deployments
 from bootc.deploy.update import UpgradeOptions
@@ -264,6 +267,25 @@ def test_a_kernel_that_the_booted_image_has_is_not_read_again(machine: MockMachi
     made = state.read_origin(str(machine.root), done.staged.id)
     assert made is not None
     assert made.boot_digest == origin.boot_digest
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_kernel_is_known_by_the_names_of_its_contents(machine: MockMachine, size: int) -> None:
+    contents = [
+        ImageContent("1", kernel=b"k" * size, initrd=b"i" * size),
+        ImageContent("2", kernel=b"k" * size, initrd=b"i" * size),
+        ImageContent("3", kernel=b"k" * size, initrd=b"j" * size),
+    ]
+    ids = [machine.install(machine.image(one.version, one)) for one in contents]
+    with Repository.open(machine.sysroot.repository) as repo:
+        found = []
+        for name in ids:
+            origin = state.read_origin(str(machine.root), name)
+            assert origin is not None
+            kernel = find_kernel(assemble(repo, load_image(repo, f"@{origin.manifest_digest}")))
+            assert isinstance(kernel, Kernel)
+            found.append(known_boot_digest(kernel, repo.read_image(ids[0]), "the digest"))
+    assert found == ["the digest", "the digest", None]
 
 
 def test_a_kernel_of_the_same_version_may_be_another(machine: MockMachine) -> None:
