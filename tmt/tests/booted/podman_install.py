@@ -46,8 +46,9 @@ def check() -> None:
 
 def look(name: str, digest: str) -> None:
     booted.output("udevadm", "settle")
-    text = booted.output("lsblk", "--json", "--output", "PATH,PARTLABEL,FSTYPE,MOUNTPOINTS", DISK)
-    parts = {part["partlabel"]: part for part in json.loads(text)["blockdevices"][0]["children"]}
+    columns = "PATH,PARTLABEL,MOUNTPOINTS"
+    text = booted.output("lsblk", "--json", "--list", "--output", columns, DISK)
+    parts = {one["partlabel"]: one for one in json.loads(text)["blockdevices"] if one["partlabel"]}
     booted.expect_equal(sorted(parts), ["BIOS-BOOT", "EFI-SYSTEM", "root"], "the partitions")
     mounted = [part["mountpoints"] for part in parts.values() if any(part["mountpoints"])]
     booted.expect_equal(mounted, [], "what of the disk is mounted after the install")
