@@ -21,6 +21,7 @@ from typing import Self
 from bootc import process
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
 from bootc.composefs.hashing_process import CONTENTS_MAX, SHARED, pack
+from bootc.errors import BootcError
 
 LARGE = 4 << 20
 """Bytes: a smaller file is hashed sooner than it is sent."""
@@ -89,7 +90,7 @@ class DigestProcess:
             message = bytes([algorithm.kernel]) + pack([len(content) for content in contents])
             socket.send_fds(self._socket, [message], fds)
             found = self._socket.recv(expected)
-        except OSError:
+        except (OSError, BootcError):
             found = b""
         # Without an answer it ended: then all is done here.
         self._useless = len(found) != expected
@@ -98,9 +99,13 @@ class DigestProcess:
     def _start(self) -> tuple[socket.socket, mmap.mmap]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Last in, first out: the process sees the end of its socket before it is waited for.
-        with theirs:
-            argv = [sys.executable, "-IS", "-c", _CODE, _TOP]
-            self._stack.enter_context(process.running(argv, stdin=theirs.fileno()))
+        try:
+            with theirs:
+                argv = [sys.executable, "-IS", "-c", _CODE, _TOP]
+                self._stack.enter_context(process.running(argv, stdin=theirs.fileno()))
+        except BaseException:
+            ours.close()
+            raise
         self._stack.enter_context(ours)
         memory = os.memfd_create("contents")
         try:

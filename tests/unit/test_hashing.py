@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,9 @@ def test_many_contents_are_hashed_at_once(sizes: list[int]) -> None:
     assert open_fds() == before
 
 
+@pytest.mark.parametrize("name", ["false", "missing"])
 def test_a_process_that_cannot_start_is_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     data = os.urandom(LARGE)
     (tmp_path / "file").write_bytes(data)
@@ -52,10 +54,24 @@ def test_a_process_that_cannot_start_is_done_without(
     (tmp_path / "false").chmod(0o755)
     before = open_fds()
     fd = os.open(tmp_path / "file", os.O_RDONLY)
-    monkeypatch.setattr("sys.executable", str(tmp_path / "false"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / name))
     with DigestProcess() as hashing:
         for algorithm in (*Algorithm, *Algorithm):
             assert hashing.digest(fd, LARGE, algorithm) == digest_bytes(data, algorithm)
             assert hashing.digests([data], algorithm) == [digest_bytes(data, algorithm)]
     os.close(fd)
+    assert open_fds() == before
+
+
+def test_a_process_that_is_killed_is_done_without(tmp_path: Path) -> None:
+    contents = [b"one", b"two" * 5000]
+    expected = [digest_bytes(content, Algorithm.SHA256) for content in contents]
+    before = open_fds()
+    with DigestProcess() as hashing:
+        assert hashing.digests(contents, Algorithm.SHA256) == expected
+        for folder in Path("/proc/self/task").iterdir():
+            for child in (folder / "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        for _ in range(3):
+            assert hashing.digests(contents, Algorithm.SHA256) == expected
     assert open_fds() == before
