@@ -223,10 +223,15 @@ class _Contents:
     def hash_either(self, size: int) -> Callable[[int], bytes]:
         """What hashes the file that it is called with, `size` bytes long, and returns what it
         holds if that isn't much. Called again, it forgets the file before."""
-        before, at = self._hasher.copy(), self.size
+        before: _Hash | None = None
+        at = self.size
 
         def read(fd: int) -> bytes:
-            self._hasher, self.size = before.copy(), at
+            nonlocal before
+            if before is None:
+                before = self._hasher.copy()
+            else:
+                self._hasher, self.size = before.copy(), at
             if size > SPOOL:
                 self.hash_file(fd, size)
                 return b""

@@ -95,10 +95,14 @@ class _Pieces:
     def reading(self, file: ContentFile) -> Callable[[int], bytes]:
         """What reads the content from the descriptor that it is called with and takes note of it;
         it returns what is small. Called again, it forgets what it read before."""
-        before = self.hasher.copy()
+        before: _Hash | None = None
 
         def read(fd: int) -> bytes:
-            self.hasher = before.copy()
+            nonlocal before
+            if before is None:
+                before = self.hasher.copy()
+            else:
+                self.hasher = before.copy()
             found = replace(file, fd=fd)
             if file.size <= SPOOL:
                 return self.count(self.reader.read_content(found))
