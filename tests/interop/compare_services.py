@@ -6,9 +6,9 @@
 Every round makes a repository with a random image, by one of the two programs. Then
 
 * both servers are asked the same about it, and have to say the same;
-* every layer goes from theirs to ours and from ours to theirs, each into a repository of a random
-  algorithm, as descriptors of GetLayer that are handed to PutLayer; FinalizeImage makes the image,
-  and both programs check it;
+* every layer goes from theirs to ours and from ours to theirs, and, read by ours, from podman's
+  storage to theirs, each into a repository of a random algorithm, as descriptors of GetLayer that
+  are handed to PutLayer; FinalizeImage makes the image, and both programs check it;
 * `oci copy` of each copies from what the other one made.
 
 The reference is named by the environment variable CFSCTL_REFERENCE, see `programs`.
@@ -16,6 +16,7 @@ The reference is named by the environment variable CFSCTL_REFERENCE, see `progra
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
@@ -31,10 +32,12 @@ from bootc.composefs.digest import Algorithm
 from bootc.composefs.dirfdstream_fds import Incoming
 from bootc.errors import BootcError
 from bootc.varlink import Client, VarlinkError
+from bootc.varlink.message import Parameters
 from tests import ocibuild
 from tests.interop import tally
 from tests.interop.programs import need_reference
 from tests.interop.tally import Tally
+from tests.storagebuild import store_with
 
 COUNT = 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,13 +130,19 @@ def _round(
     handles = [_open(client, repo) for client in clients]
     _compare_answers(found, clients, handles, tars, where)
     documents = _ask(clients[0], f"{OCI}.Inspect", handle=handles[0], image="app")
-    for source, target in ((0, 1), (1, 0)):
-        way = "ours to theirs" if source == 0 else "theirs to ours"
-        path = folder / f"received-{target}"
+    stored = [{"diff_id": ocibuild.sha256(tar)} for tar in tars]
+    ways: dict[str, tuple[int, int, Sequence[Parameters]]] = {
+        "ours to theirs": (0, 1, stored),
+        "theirs to ours": (1, 0, stored),
+        "podman's to theirs": (0, 1, _in_storage(folder / "storage", tars)),
+    }
+    for way, (source, target, wanted) in ways.items():
+        path = folder / f"received-{len(os.listdir(folder))}"
         _make(OURS, path, rng.choice(list(Algorithm)))
         try:
             number = _open(clients[target], path)
-            _send(clients, (source, handles[source]), (target, number), tars, documents)
+            giver = (clients[source], handles[source])
+            _send(giver, (clients[target], number), wanted, tars, documents)
         except BootcError as error:
             found.differ(f"layers, {way}", f"{where}: {error}")
             continue
@@ -187,32 +196,43 @@ def _compare_answers(
         found.compare(method.rpartition(".")[2], said[0], said[1], f"{where} {parameters}")
 
 
+def _in_storage(folder: Path, tars: Sequence[bytes]) -> list[Parameters]:
+    """The layers in a containers-storage, as GetLayer asks for them there."""
+    store = store_with(folder, *tars)
+    top = store.images[0]["layer"]
+    ids = {str(layer["id"]): layer for layer in store.layers}
+    found: list[Parameters] = []
+    while top is not None:
+        storage = {"storage_path": str(store.root), "layer_id": top}
+        found.insert(0, {"storage": storage})
+        top = ids[str(top)].get("parent")
+    return found
+
+
 def _send(
-    clients: Sequence[Client],
-    source: tuple[int, int],
-    target: tuple[int, int],
+    source: tuple[Client, int],
+    target: tuple[Client, int],
+    wanted: Sequence[Parameters],
     tars: Sequence[bytes],
     documents: dict[str, str],
 ) -> None:
-    """Each layer from one server to the other, then the image."""
-    giver, taker = clients[source[0]], clients[target[0]]
+    """Each layer from one server (with its handle) to the other, then the image."""
     layers = []
-    for tar in tars:
-        diff_id = ocibuild.sha256(tar)
-        params = {"diff_id": diff_id, "consumer_has_cap_dac_override": False}
+    for params, tar in zip(wanted, tars, strict=True):
         fds: list[int] = []
         count = 0
-        asked = {"handle": source[1], "params": params}
-        for reply in giver.stream(f"{OCI}.GetLayer", asked):
+        asked = {"handle": source[1], "params": {**params, "consumer_has_cap_dac_override": False}}
+        for reply in source[0].stream(f"{OCI}.GetLayer", asked):
             fds += reply.fds.take_all()
             count = reply.parameters["dir_count"]
-        put = {"handle": target[1], "diff_id": diff_id, "zerocopy": False}
+        put = {"handle": target[1], "diff_id": ocibuild.sha256(tar), "zerocopy": False}
         with Incoming(fds, count) as got:
-            taken = taker.call(f"{OCI}.PutLayer", put, [got.stream, *got.directories])
-        layers.append({"diff_id": diff_id, "layer_verity": taken.parameters["layer_verity"]})
+            taken = target[0].call(f"{OCI}.PutLayer", put, [got.stream, *got.directories])
+        verity = taken.parameters["layer_verity"]
+        layers.append({"diff_id": put["diff_id"], "layer_verity": verity})
     about = {"manifest_json": documents["manifest"], "config_json": documents["config"]}
     final = {"handle": target[1], **about, "layers": layers, "name": "sent"}
-    taker.call(f"{OCI}.FinalizeImage", final)
+    target[0].call(f"{OCI}.FinalizeImage", final)
 
 
 def _compare_copies(
