@@ -15,6 +15,7 @@ DISK = "/dev/disk/by-id/virtio-storage"
 FOLDER = "/var/lib/booted-podman"
 LAYOUT = f"{FOLDER}/layout"
 VERSION = "/usr/share/booted-podman/version"
+DATA = "/usr/share/booted-podman/data"
 BOOTC_STORAGE = "/usr/lib/bootc/storage"
 PATIENCE = 30.0
 
@@ -57,10 +58,10 @@ def expect_no_server() -> None:
 
 
 def bootc_images() -> "list[dict[str, Any]]":
-    """What podman lists in bootc's storage: it alone, not podman's own."""
+    """The images that podman lists in bootc's storage: in that alone, not in podman's own."""
     text = booted.output("bootc", "image", "cmd", "list", "--format", "json")
-    found: list[dict[str, Any]] = json.loads(text)
-    return found
+    # podman lists an image once for each of its names.
+    return list({one["Id"]: one for one in json.loads(text)}.values())
 
 
 def listed() -> "dict[str, str]":
@@ -91,7 +92,7 @@ def new_image(digest: str, version: str, size: int = 0) -> str:
 
     files = {VERSION.lstrip("/"): f"{version}\n".encode()}
     if size:
-        files["usr/share/booted-podman/data"] = os.urandom(size)
+        files[DATA.lstrip("/")] = os.urandom(size)
     return derived_image.derive(digest, LAYOUT, files)
 
 

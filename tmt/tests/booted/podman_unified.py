@@ -13,6 +13,7 @@ import small_registry
 
 STATE = f"{podman_parts.FOLDER}/unified.json"
 SETTINGS = f"{podman_parts.FOLDER}/storage.conf"
+_SIZE = 4 << 20
 EMPTY = f"{podman_parts.FOLDER}/empty"
 STORES = f"""[storage]
 driver = "overlay"
@@ -73,10 +74,9 @@ def start() -> None:
     digest = stored["Digest"]
     booted.expect_equal(digest, found["booted"]["image"]["imageDigest"], "the stored digest")
     expect_stored([digest])
-    check_extents()
     check_run(stored["Id"])
 
-    second = podman_parts.new_image(found["booted"]["image"]["imageDigest"], "2")
+    second = podman_parts.new_image(found["booted"]["image"]["imageDigest"], "2", _SIZE)
     with small_registry.serve(podman_parts.LAYOUT) as registry:
         said = booted.told("bootc", "switch", small_registry.REFERENCE)
         booted.expect("Queued for next boot" in said, "switch says what is queued")
@@ -86,6 +86,7 @@ def start() -> None:
     booted.expect_equal(staged["image"]["imageDigest"], second, "the staged digest")
     expect_stored([digest, second])
     expect_unified(small_registry.REFERENCE, name)
+    check_extents()
     with open(STATE, "w", encoding="utf-8") as file:
         record = {
             "first": found["booted"]["image"]["imageDigest"],
@@ -97,8 +98,9 @@ def start() -> None:
 
 
 def check_extents() -> None:
-    files = glob.glob("/sysroot/composefs/bootc/storage/overlay/*/diff/usr/bin/podman")
-    booted.expect_equal(len(files), 1, "the copies of podman in bootc's storage")
+    """Of what came by podman; what set-unified finds in the repository stays there as it is."""
+    files = glob.glob(f"{podman_parts.BOOTC_STORAGE}/overlay/*/diff{podman_parts.DATA}")
+    booted.expect_equal(len(files), 1, "the files of the new layer in bootc's storage")
     if podman_parts.has_reflinks():
         podman_parts.expect_shared(files[0])
 
