@@ -197,5 +197,7 @@ def _give(
         os.read(released, 1)
     finally:
         os.close(released)
-        _exports.discard(threading.current_thread())
-        on_end()
+        try:
+            on_end()
+        finally:
+            _exports.discard(threading.current_thread())

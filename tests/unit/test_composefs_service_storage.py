@@ -152,6 +152,7 @@ def test_a_client_that_leaves_ends_the_wait_for_podman(
 ) -> None:
     caplog.set_level("INFO")
     store = store_with(tmp_path, TAR)
+    served.oci("GetInfo")  # the connection is accepted now
     before = len(open_fds())
     argv = [sys.executable, "-c", HOLDER, str(store.root / "overlay-layers/layers.lock")]
     with process.running(argv, stdin=process.PIPE, stdout=process.PIPE) as holder:
