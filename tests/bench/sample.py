@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootc.errors import BootcError
-from tests.bench.frame import MIB
+from tests.bench.frame import MIB, in_process
 
 FOLDERS = 2000
 FILES = 20_000
@@ -51,7 +51,7 @@ class Setup:
             return self.given
         path = self.folder / "tree"
         if not path.exists():
-            make_tree(path)
+            in_process(f"sample:make_tree(Path({str(path)!r}))")
         return path
 
     def scratch(self, name: str) -> Path:
