@@ -18,11 +18,12 @@ Nothing is written, and no mount is left behind.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from bootc import jsonutil, log, paths
+from bootc import jsonutil, paths
 from bootc.composefs.documents import Documents, find_documents
 from bootc.deploy import state
 from bootc.deploy.soft_reboot_check import has_same_kernel, is_selinux_on
@@ -39,7 +40,6 @@ from bootc.deploy.sysroot import (
 )
 from bootc.errors import BootcError
 from bootc.linux import blockdev
-from bootc.log import later_logger
 from bootc.oci.reference import ImageReference
 from bootc.records import replace
 from bootc.spec import (
@@ -58,7 +58,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.composefs.repository import Repository
 
-_log = later_logger(__name__)
+_log = logging.getLogger(__name__)
 _VERSION = "org.opencontainers.image.version"
 
 
@@ -232,7 +232,6 @@ class _Reader:
         """The repository; most questions are answered without it."""
         from bootc.composefs.repository import Repository  # half of the start-up time
 
-        log.ready()
         if self._repository is None:
             try:
                 found = Repository.open(self._sysroot.repository, upgrade=True)

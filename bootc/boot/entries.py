@@ -15,6 +15,7 @@ system takes is cut off: first the version's end, then the os id's. The priority
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from collections.abc import Sequence
 from bootc import paths
 from bootc.boot import bls, kargs
 from bootc.errors import BootcError, FormatError
-from bootc.log import later_logger
 from bootc.records import dataclass, replace
 
 DEFAULT_OS_ID = "bootc"
@@ -34,7 +34,7 @@ _NAME_MAX = 240
 _OS_ID_MAX = 64
 _UNSAFE = r"[^A-Za-z0-9.+~_]"
 _SORT_KEY = r"bootc-(.+)-[0-9]+"
-_log = later_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

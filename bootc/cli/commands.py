@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> None:
     """Run the verb."""
-    if arguments.verb == "status":
-        log.setup_later()
-    else:
-        log.setup()
+    log.setup()
     if getattr(arguments, "not_yet", False):
         name = arguments.verb.replace(".", " ")
         raise BootcError(

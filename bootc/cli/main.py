@@ -14,10 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from argparse import Namespace
-
 INTERRUPTED = 130
 
 
@@ -31,22 +27,10 @@ def main(argv: Sequence[str]) -> int:
     if not argv and is_activated():
         return _guarded(serve)
     # argparse and everything behind it cost tens of milliseconds: only for who needs them.
-    from bootc.cli import commands
+    from bootc.cli import commands, parser
 
-    arguments = parse(argv)
+    arguments = parser.parse(argv)
     return _guarded(lambda: commands.run(arguments))
-
-
-def parse(argv: Sequence[str]) -> Namespace:
-    """The arguments, by argparse unless there is no need; a wrong command line exits, with 2."""
-    from bootc.cli import quick
-
-    found = quick.find_arguments(argv)
-    if found is None:
-        from bootc.cli import parser
-
-        found = parser.parse(argv)
-    return found
 
 
 def is_activated() -> bool:

@@ -16,6 +16,7 @@ process at a time does so, the others wait. For reading nothing is mounted where
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,11 +28,10 @@ from bootc.deploy.messages import NO_ORIGIN
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
 from bootc.linux import blockdev, libc, mount
-from bootc.log import later_logger
 from bootc.records import dataclass, replace
 from bootc.spec import Bootloader
 
-_log = later_logger(__name__)
+_log = logging.getLogger(__name__)
 
 BUSY = "another bootc is at work"
 _CONTAINER_VARIABLE = "container"

@@ -19,9 +19,9 @@ SECONDS_MAX = 0.06
 _PROGRAM = """
 import sys
 from bootc import log
-from bootc.cli import commands, main, render
-arguments = main.parse(["status", "--json"])
-log.setup_later()
+from bootc.cli import commands, parser, render
+arguments = parser.parse(["status", "--json"])
+log.setup()
 from bootc.deploy.sysroot import Sysroot
 from bootc.status import describe
 names = ("root", "esp", "run", "current", "booted")

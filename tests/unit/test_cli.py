@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The command line: exit statuses, messages, options that exclude each other, start-up."""
 
-import itertools
 import json
 import re
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bootc import __version__, process
-from bootc.cli import commands, main, parser, quick
+from bootc.cli import commands, main, parser
 from bootc.cli.build_id import build_id
 from bootc.errors import BootcError
 
@@ -40,31 +39,6 @@ def test_status_needs_neither_install_nor_network() -> None:
         "print([n for n in sys.modules if n.startswith(('bootc.install.run', 'http', 'ssl'))])"
     )
     assert process.run([sys.executable, "-c", code]).stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_repeated_command_lines_are_read_as_the_parser_does(count: int) -> None:
-    for words in itertools.product(["--json", "--booted", "--verbose", "-v"], repeat=count):
-        found = quick.find_arguments(["status", *words])
-        assert found is not None
-        assert vars(found) == vars(parser.parse(["status", *words]))
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["upgrade"],
-        ["--json", "status"],
-        ["status", "--format", "json"],
-        ["status", "--sysroot", "--json"],
-        ["status", "--js"],
-        ["status", ""],
-        ["status", "--help"],
-    ],
-)
-def test_other_command_lines_are_the_parsers(argv: list[str]) -> None:
-    assert quick.find_arguments(argv) is None
 
 
 @pytest.mark.parametrize("verb", ["container", "loader-entries"])

@@ -15,9 +15,9 @@ _SHOW = """
 import sys
 before = set(sys.modules)
 from bootc import log
-from bootc.cli import commands, main, render
-arguments = main.parse(["status", "--json"])
-log.setup_later()
+from bootc.cli import commands, parser, render
+arguments = parser.parse(["status", "--json"])
+log.setup()
 from bootc.deploy.sysroot import Sysroot
 from bootc.status import describe
 names = ("root", "esp", "run", "current", "booted")
@@ -26,7 +26,7 @@ render.say_exactly(render.host_json(describe(sysroot, selinux=False)))
 print()
 print(*sorted(set(sys.modules) - before))
 """
-_SLOW = {"argparse", "logging", "dataclasses", "inspect", "shutil", "socket", "tempfile", "typing"}
+_SLOW = {"dataclasses", "inspect", "socket", "tempfile", "typing"}
 _OWN = {
     "bootc",
     "bootc.boot",
@@ -38,7 +38,7 @@ _OWN = {
     "bootc.cli",
     "bootc.cli.commands",
     "bootc.cli.main",
-    "bootc.cli.quick",
+    "bootc.cli.parser",
     "bootc.cli.render",
     "bootc.composefs",
     "bootc.composefs.documents",
@@ -49,6 +49,7 @@ _OWN = {
     "bootc.deploy.sysroot",
     "bootc.errors",
     "bootc.fs",
+    "bootc.journal",
     "bootc.jsonutil",
     "bootc.linux",
     "bootc.linux.blockdev",
