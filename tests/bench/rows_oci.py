@@ -5,8 +5,8 @@ memory that a large layer takes.
 The image is one gzip layer of the sample tree, in an OCI layout on the file system on which
 everything is stored. No side syncs less than the other: skopeo does not sync at all, ours and the
 reference once. The repositories do without fs-verity, which neither container storage nor most
-hosts have. The large layers are tars of compressible files of 700 bytes to 64 MiB; the one of 5 GiB has
-about 150,000 members, of which the image is made, too.
+hosts have. The large layers are tars of compressible files of 700 bytes to 64 MiB; the one of 5 GiB
+has about 150,000 members, of which the image is made, too.
 """
 
 from __future__ import annotations
