@@ -280,14 +280,16 @@ def recovered(image: Path, folder: Path) -> Iterator[Recovered]:
         with _mounted(device, target):
             sealed, unsealed = _look_at_seals(target)
         _take_seals_off(device, sealed, folder)
-        with _mounted(device, target):
-            sysroot = Sysroot(
-                root=str(target),
-                esp=str(folder / "esp"),
-                run=str(folder / "run"),
-                current=str(target),
-            )
-            yield Recovered(sysroot=sysroot, unsealed=tuple(unsealed), notes=tuple(notes))
+    # Another device: a mount namespace that somebody made meanwhile keeps the first mount, and with
+    # it the kernel keeps the inodes as they were.
+    with _loop(image, parts[_ROOT_TYPE]) as device, _mounted(device, target):
+        sysroot = Sysroot(
+            root=str(target),
+            esp=str(folder / "esp"),
+            run=str(folder / "run"),
+            current=str(target),
+        )
+        yield Recovered(sysroot=sysroot, unsealed=tuple(unsealed), notes=tuple(notes))
 
 
 @contextmanager

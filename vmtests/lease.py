@@ -197,7 +197,8 @@ def reap_orphans(pause: float = 0.1) -> None:
     Other children are left to whoever started them.
     """
     while True:
-        with suppress(ChildProcessError, FileNotFoundError):
+        # One that somebody else waits for may be gone at any moment.
+        with suppress(ChildProcessError, FileNotFoundError, ProcessLookupError):
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if found is not None:
                 name = Path(f"/proc/{found.si_pid}/comm").read_text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,36 @@ def test_system_on_a_disk_is_whole_also_with_fs_verity(
         assert find_problems(found.sysroot) == []
         assert next_deployment(found.sysroot) == machine.sysroot.booted
     assert not os.path.ismount(tmp_path / "files/root")
+
+
+# It has a mount namespace made, which then keeps what is being unmounted.
+_UMOUNT = """#!/bin/sh
+if ! [ -e NAMESPACE ]; then
+    exec 3> NAMESPACE
+    unshare --mount --propagation private sh -c 'echo $$ >&3; exec sleep 60' > /dev/null 2>&1 &
+    while ! [ -s NAMESPACE ]; do sleep 0.05; done
+fi
+exec UMOUNT "$@"
+"""
+
+
+def test_somebody_elses_mount_namespace_keeps_no_old_inodes(
+    machine: MockMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, namespace = tmp_path / "disk.raw", tmp_path / "namespace"
+    make_disk(machine, disk)
+    seal(disk, machine)
+    umount = process.need_program("umount", hint="install mount")
+    fake = tmp_path / "bin" / "umount"
+    fake.parent.mkdir()
+    fake.write_text(_UMOUNT.replace("NAMESPACE", str(namespace)).replace("UMOUNT", umount))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    try:
+        with recovered(disk, tmp_path / "files") as found:
+            assert find_problems(found.sysroot) == []
+    finally:
+        os.kill(int(namespace.read_text()), signal.SIGKILL)
 
 
 def test_object_that_lost_its_fs_verity_is_told(machine: MockMachine, tmp_path: Path) -> None:
