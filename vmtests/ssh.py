@@ -99,19 +99,23 @@ class Door:
     and under emulation it takes seconds to answer: a knock is therefore waited for. But one from
     before the guest had an address is of no use any more, so there are several, one begun every
     `INTERVAL` seconds and given up after `PATIENCE`. The one that is answered becomes the login.
+    When sshd is known to be there (`hurry`), the address may still be missing: then one is begun
+    every `SOON` seconds. Those that come too early reach nobody, so few are left alone.
     """
 
     INTERVAL: ClassVar[float] = 2.0
+    SOON: ClassVar[float] = 0.4
     PATIENCE: ClassVar[float] = 8.0
 
     port: int
     _knocks: dict[socket.socket, float] = field(default_factory=dict)
     _last: float = 0.0
+    _interval: float = INTERVAL
 
     def poll(self, seconds: float) -> socket.socket | None:
         """Look for an answer for `seconds`: a connection on which sshd's banner is to be read."""
         now = time.monotonic()
-        if now - self._last >= self.INTERVAL:
+        if now - self._last >= self._interval:
             self._last = now
             self._knock()
         for knock, began in list(self._knocks.items()):
@@ -132,12 +136,13 @@ class Door:
                 return knock
             # Refused: the guest has its address, and sshd is about to come.
             self._give_up(knock)
-            self._last = min(self._last, now - self.INTERVAL + 0.3)
+            self._last = min(self._last, now - self._interval + 0.3)
         return None
 
     def hurry(self) -> None:
-        """Knock at the next `poll`: something tells that sshd is there now."""
+        """Knock at the next `poll`, and often: something tells that sshd is there now."""
         self._last = -math.inf
+        self._interval = self.SOON
 
     def _knock(self) -> None:
         with suppress(OSError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import socket
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,18 @@ def test_a_hurried_door_knocks_beside_the_knock_that_waits(listener: socket.sock
             opened = door.poll(5.0)
             assert opened is not None
             opened.close()
+
+
+def test_a_hurried_door_knocks_more_often(listener: socket.socket) -> None:
+    assert ssh.Door.SOON < ssh.Door.INTERVAL / 2
+    listener.settimeout(10)
+    with closing(ssh.Door(listener.getsockname()[1])) as door, ExitStack() as guests:
+        door.hurry()
+        begin = time.monotonic()
+        for _ in range(2):
+            assert door.poll(ssh.Door.SOON) is None
+            guests.enter_context(listener.accept()[0])
+        assert time.monotonic() - begin >= ssh.Door.SOON
 
 
 def test_nobody_listening_is_no_error() -> None:

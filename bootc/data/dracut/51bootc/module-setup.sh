@@ -12,7 +12,9 @@ check() {
 }
 
 depends() {
-    echo base rootfs-block fs-lib
+    echo base fs-lib
+    # Without systemd its hooks wait for the root's device; with it, systemd does.
+    dracut_module_included "systemd" || echo rootfs-block
     return 0
 }
 
@@ -31,6 +33,15 @@ install() {
             rm -f "$initdir"/usr/lib*/libgcrypt.so* "$initdir"/usr/lib/*/libgcrypt.so*
         fi
         inst_simple "$systemdsystemunitdir/bootc-root-setup.service"
+        inst_simple "$moddir/coldplug.conf" \
+            "$systemdsystemconfdir/systemd-udev-trigger.service.d/50-bootc.conf"
+        inst_simple "$moddir/cmdline.conf" \
+            "$systemdsystemconfdir/dracut-cmdline.service.d/50-bootc.conf"
+        # dracut's generator takes the time limit from the wait for a root that never comes, for a
+        # queue that does not run here, and it is a shell script in the way of process 1. systemd's
+        # own generators make the same mounts, and give up after 90 s with an emergency shell.
+        mkdir -p "$initdir$systemdutilconfdir/system-generators"
+        ln -sf /dev/null "$initdir$systemdutilconfdir/system-generators/dracut-rootfs-generator"
         $SYSTEMCTL -q --root "$initdir" add-requires initrd-root-fs.target bootc-root-setup.service
     else
         # Before rootfs-block's 95-parse-block.sh, which then waits for the device.
