@@ -20,6 +20,7 @@ import logging
 import os
 import select
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,9 @@ _REPLY_MAX = 1 << 16
 _DOCUMENT_MAX = 64 << 20
 _SLICE_MS = 250
 _REMARK = 15.0
+_STREAMED = "docker://"
+"""What skopeo reads without files. From other places (containers-storage, archives) it makes a file
+of each layer, and its proxy (1.9) leaves them there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,8 @@ class ProxySource:
         process.need_program("skopeo", hint="install skopeo, or use an oci: layout")
         with ExitStack() as stack:
             self._stack = stack
+            if not self._reference.startswith(_STREAMED):
+                self._argv.insert(1, f"--tmpdir={stack.enter_context(_scratch())}")
             with log.step(f"open {self._reference}"):
                 first = self._connect()
                 self._read_documents(first)
@@ -205,6 +211,21 @@ def _readable(fd: int) -> select.poll:
     ready = select.poll()
     ready.register(fd, select.POLLIN)
     return ready
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for skopeo's files, in TMPDIR or, as skopeo has it, in /var/tmp."""
+    place = os.environ.get("TMPDIR", "/var/tmp")
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="bootc-skopeo-", dir=place)
+    except OSError as error:
+        raise BootcError(
+            f"skopeo has no place for its files: {place}: {error.strerror}",
+            hint="set TMPDIR to a folder with room for a layer",
+        ) from error
+    with folder as path:
+        yield path
 
 
 @contextmanager

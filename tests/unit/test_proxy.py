@@ -30,6 +30,10 @@ how, _, bad = os.environ.get("FAKE_BAD", "").partition(" ")
 with open(log, "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\n")
 channel = socket.socket(fileno=0)
+for word in sys.argv:
+    if word.startswith("--tmpdir="):
+        with open(f"{word.partition('=')[2]}/{os.getpid()}", "w") as file:
+            file.write("what skopeo leaves")
 pipes = {}
 
 def answer(fds=(), **values):
@@ -104,6 +108,8 @@ def skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_LAYOUT", str(tmp_path / "oci"))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     return tmp_path / "log"
 
 
@@ -151,6 +157,25 @@ def test_options_reach_skopeo(tmp_path: Path, skopeo: Path) -> None:
         "--authfile=/etc/auth.json",
         "--tls-verify=false",
     ]
+
+
+def test_what_skopeo_leaves_is_removed(tmp_path: Path, skopeo: Path) -> None:
+    write_layout(tmp_path / "oci", layers())
+    with open_source("docker-archive:/image.tar") as source:
+        (folder,) = (tmp_path / "scratch").iterdir()
+        assert len(list(folder.iterdir())) == len(skopeo.read_text().splitlines()) == 1
+        assert source.manifest
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_no_place_for_skopeos_files_is_told(
+    tmp_path: Path, skopeo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(BootcError, match=r"no place for its files: .*nowhere") as caught:
+        open_source("docker-archive:/image.tar").__enter__()
+    assert caught.value.hint == "set TMPDIR to a folder with room for a layer"
+    assert not skopeo.exists()
 
 
 @pytest.mark.parametrize(
