@@ -84,15 +84,18 @@ class Server:
         self._idle_workers = 0
         self._stopping = False
         self._full = False
-        # Made by `run`; -1 while nobody waits.
+        # Made by `run`; -1 while nobody waits. The lock may be taken again, because a signal handler
+        # may call `stop` wherever `run` is.
         self._wake = -1
+        self._waking = threading.RLock()
         self._epoll: select.epoll
 
     def stop(self) -> None:
         """Take no more calls and cancel those that run; from any thread or signal handler."""
         self._stopping = True
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Serve. When it returns all connections are closed and all handlers have returned."""
@@ -331,9 +334,10 @@ class Server:
         for worker in workers:
             worker.join()
         self._epoll.close()
-        # Before it is closed: its number may be another one's right after that.
-        wake, self._wake = self._wake, -1
-        os.close(wake)
+        with self._waking:
+            # Before it is closed: its number may be another one's right after that.
+            wake, self._wake = self._wake, -1
+            os.close(wake)
 
 
 def _say(stream: Stream, error: VarlinkError) -> None:
