@@ -84,8 +84,8 @@ class Server:
         self._idle_workers = 0
         self._stopping = False
         self._full = False
-        # Made by `run`; -1 while nobody waits. The lock may be taken again, because a signal handler
-        # may call `stop` wherever `run` is.
+        # Made by `run`; -1 while nobody waits. The lock may be taken twice: a signal handler may
+        # call `stop` wherever `run` is.
         self._wake = -1
         self._waking = threading.RLock()
         self._epoll: select.epoll
