@@ -84,7 +84,7 @@ def _reflinked(setup: Setup) -> Row:
     folder = Path(tempfile.mkdtemp(prefix="bootc-bench-", dir=setup.folder.parent))
     process.run([mount, "-o", "loop", str(image), str(folder)])
     atexit.register(_unmount, folder)
-    return _row(folder, setup, ratio_max=0.6)
+    return _row(folder, setup, ratio_max=0.25)
 
 
 def _unmount(folder: Path) -> None:
