@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bootc import journal
+
 _log = logging.getLogger("bootc.step")
 
 
 def setup(*, level: str | None = None) -> None:
     """Send log records to stderr; `BOOTC_LOG` (debug, info, warning) or `level` sets how many."""
-    from bootc import journal
-
     journal.setup(level or os.environ.get("BOOTC_LOG", "info"))
 
 
