@@ -19,7 +19,9 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods erofs overlay
+    # The network card of a virtual machine: loaded beside the disk's driver, its link is there when
+    # the real root's services want it; udev's second coldplug comes to it seconds later.
+    hostonly='' instmods erofs overlay virtio_net
 }
 
 install() {
