@@ -35,8 +35,8 @@ _BIG_FILES = 20
 _PROGRAM = """
 import sys
 from bootc import log
-from bootc.cli import commands, main, render
-arguments = main.parse(["upgrade", "--quiet"])
+from bootc.cli import commands, parser, render
+arguments = parser.parse(["upgrade", "--quiet"])
 log.setup(level="warning")
 from bootc.deploy import update
 from bootc.deploy.sysroot import Sysroot
