@@ -14,10 +14,14 @@ from bootc.deploy.sysroot import is_container
 
 TOP = Path(__file__).resolve().parents[2]
 _RUN = """
-import os, sys
-from bootc.cli import commands, lifecycle, main, parser, upkeep
-from bootc.deploy import migrate, progress, restart, update
+import importlib, os, pkgutil, sys
+import bootc
+from bootc.cli import main
 if "--nobody" in sys.argv and os.getuid() == 0:
+    # All of it now: nobody may not look into a checkout below /root.
+    for module in pkgutil.walk_packages(bootc.__path__, "bootc."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     os.setuid(65534)
 sys.exit(main.main([word for word in sys.argv[1:] if word != "--nobody"]))
 """
