@@ -9,10 +9,10 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import IO
 
 from bootc.errors import BootcError, ProcessError
+from bootc.records import dataclass
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds; a caller that knows better says so."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -25,10 +24,16 @@ from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import ImageDraft, write_image
 from bootc.composefs.repository import Repository
 from bootc.composefs.selinux import load_policy, relabel
-from bootc.composefs.stored import PulledImage, layer_content_id, read_stream_object
+from bootc.composefs.stored import (
+    PulledImage,
+    PulledLayer,
+    layer_content_id,
+    read_stream_object,
+)
 from bootc.composefs.stored_layers import read_stored_layer, verify_layer
 from bootc.errors import BootcError, FormatError
 from bootc.oci.tarstream import Entry
+from bootc.records import dataclass
 from bootc.tree import Directory, External, Inline, Leaf, Node, Stat, walk
 
 _WHITEOUT = b".wh."
@@ -70,15 +75,29 @@ def assemble(
             f"{pulled.reference} is an artifact, not an image of a file system",
             hint="`cfsctl oci images` tells images and artifacts apart",
         )
+    return assemble_layers(repo, pulled.layers, trusted=pulled.trusted, xattrs=xattrs)
+
+
+def assemble_layers(
+    repo: Repository,
+    layers: Iterable[PulledLayer],
+    *,
+    trusted: bool = True,
+    xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY,
+) -> Directory:
+    """The tree of these layers, which must be stored, but need not be published yet.
+
+    Those that aren't `trusted` are verified when they have to be read.
+    """
     root = Directory(Stat())
-    for layer in pulled.layers:
+    for layer in layers:
         source = layer_content_id(layer.diff_id)
         entries: Iterable[Entry]
         if layer.entries is not None:
             entries = layer.entries
         else:
             stream = read_stream_object(repo, layer.digest, source)
-            if not pulled.trusted:
+            if not trusted:
                 verify_layer(repo, stream, layer.diff_id)
             entries = read_stored_layer(stream)
         merge_layer(root, entries, source)
@@ -228,22 +247,42 @@ def commit_image(
     repo: Repository, root: Directory, *, name: str | None = None, version: int | None = None
 ) -> ComposefsImage:
     """Store the EROFS image of a tree, and make it mountable (by `name`, too)."""
+    return publish_image(repo, store_image(repo, root, version=version), name=name)
+
+
+def store_image(repo: Repository, root: Directory, *, version: int | None = None) -> ComposefsImage:
+    """Store the EROFS image of a tree. It is not mountable yet, and need not be on the disk."""
     wanted = FormatVersion(repo.erofs_version if version is None else version)
     with paused_collector():
         pieces = ImageDraft(root, version=wanted, algorithm=repo.algorithm).blocks()
-        return _commit(repo, pieces, name)
+        return _store(repo, pieces)
 
 
 def commit_data(repo: Repository, data: bytes, *, name: str | None = None) -> ComposefsImage:
     """Store an EROFS image, and make it mountable."""
-    return _commit(repo, (data,), name)
+    return publish_image(repo, _store(repo, (data,)), name=name)
 
 
-def _commit(repo: Repository, pieces: Iterable[bytes], name: str | None) -> ComposefsImage:
+def _store(repo: Repository, pieces: Iterable[bytes]) -> ComposefsImage:
+    with _storing(repo):
+        digest, size = repo.store_pieces(pieces)
+    return ComposefsImage(id=digest.hex(), size=size)
+
+
+def publish_image(
+    repo: Repository, image: ComposefsImage, *, name: str | None = None
+) -> ComposefsImage:
+    """Make a stored image mountable, by `name`, too."""
+    with _storing(repo):
+        repo.publish_image(bytes.fromhex(image.id), name)
+    return image
+
+
+@contextmanager
+def _storing(repo: Repository) -> Iterator[None]:
     try:
-        digest, size = repo.write_image_pieces(pieces, name)
+        yield
     except OSError as error:
         raise BootcError(
             f"cannot store an image in {os.path.join(repo.path, 'images')}: {error.strerror}"
         ) from error
-    return ComposefsImage(id=digest.hex(), size=size)

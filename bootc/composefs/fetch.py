@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.layers import ImportedLayer, import_blob, import_layer
 from bootc.composefs.progress import OnProgress, Progress, Started
-from bootc.composefs.storage_layers import import_stored_layer
 from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
-from bootc.oci.layout import ImageSource
+from bootc.oci.layout import FilesSource, ImageSource
 from bootc.oci.model import Descriptor, layer_compression
-from bootc.storage.layer import LayerReader
-from bootc.storage.source import StorageSource
+from bootc.records import dataclass
+
+if TYPE_CHECKING:
+    from bootc.storage.layer import LayerReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +104,15 @@ class Fetch:
             self._results.put((item, found))
 
     def _import(self, item: WantedLayer) -> ImportedLayer:
-        if isinstance(self._source, StorageSource):
+        if isinstance(self._source, FilesSource):
             with self._source.open_layer(item.id) as reader:
                 return self._import_stored(item, reader)
         return self._import_blob(item)
 
     def _import_stored(self, item: WantedLayer, reader: LayerReader) -> ImportedLayer:
+        # start-up time: most images come from elsewhere
+        from bootc.composefs.storage_layers import import_stored_layer
+
         return import_stored_layer(
             reader,
             self._pool,

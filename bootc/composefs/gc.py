@@ -24,7 +24,6 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 from bootc import fs, log
 from bootc.composefs import initialize, metadata, objects, refs
@@ -37,6 +36,7 @@ from bootc.composefs.repository import OCI_REFS, NotFoundError, Repository
 from bootc.composefs.splitstream import read_splitstream
 from bootc.errors import BootcError, FormatError
 from bootc.linux import fsverity
+from bootc.records import dataclass
 
 _HINT = "`cfsctl fsck` shows everything that is wrong; nothing was deleted"
 _IMAGE_KEY = "composefs.image"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from bootc import fs
@@ -26,6 +25,7 @@ from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import FormatError
 from bootc.oci.model import Compression
 from bootc.oci.tarstream import BLOCK, Entry, read_tar
+from bootc.records import dataclass
 from bootc.tree import Leaf
 
 SPOOL = 4 << 20

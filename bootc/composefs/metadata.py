@@ -26,12 +26,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from bootc import fs, jsonutil
 from bootc.composefs.digest import Algorithm
 from bootc.errors import BootcError, FormatError
 from bootc.linux import fsverity, libc
+from bootc.records import dataclass
 
 META = "meta.json"
 TEMPORARY = ".tmp-meta-"
@@ -50,7 +50,7 @@ class Metadata:
     erofs_default: int = 1
     erofs_extra: tuple[int, ...] = ()
     compatible: tuple[str, ...] = ()
-    read_only_compatible: tuple[str, ...] = field(default=(V1_EROFS,))
+    read_only_compatible: tuple[str, ...] = (V1_EROFS,)
 
     @classmethod
     def fresh(

@@ -40,7 +40,7 @@ from bootc.composefs.stored import (
 from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
 from bootc.linux import libc
-from bootc.oci.layout import ImageSource
+from bootc.oci.layout import FilesSource, ImageSource
 from bootc.oci.model import (
     PLAIN_LAYER,
     Compression,
@@ -50,7 +50,6 @@ from bootc.oci.model import (
     read_manifest,
     verify_digest,
 )
-from bootc.storage.source import StorageSource
 
 __all__ = ["Event", "OnProgress", "PulledImage", "PulledLayer", "pull"]
 
@@ -228,7 +227,7 @@ def _pull_layers(
         inlined = streams = 0
         with ExitStack() as stack:
             hashing = None
-            if isinstance(source, StorageSource):
+            if isinstance(source, FilesSource):
                 hashing = stack.enter_context(DigestProcess())
             pool = stack.enter_context(WriterPool(store, writer_count(), hashing=hashing))
             fetch = Fetch(source, pool, repo.algorithm, limit, report, zerocopy=zerocopy)

@@ -17,12 +17,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bootc import fs
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.objects import object_path
 from bootc.errors import BootcError, FormatError
+from bootc.records import dataclass
 
 TEMPORARY = ".symlink-"
 """How the names of links begin that an interrupted replacement may leave in the repository."""

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from types import TracebackType
@@ -51,6 +51,7 @@ from bootc.composefs.refs import (
 )
 from bootc.errors import BootcError
 from bootc.linux import fsverity, libc
+from bootc.records import dataclass
 
 __all__ = [
     "Metadata",
@@ -347,10 +348,11 @@ class Repository:
 
     def ensure_object_from(self, reader: BinaryIO, size: int | None = None) -> bytes:
         """Store what `reader` gives to its end, which must be `size` bytes if that is said."""
-        return self._store_pieces(iter(partial(reader.read, _CHUNK), b""), size)[0]
+        return self.store_pieces(iter(partial(reader.read, _CHUNK), b""), size)[0]
 
-    def _store_pieces(self, pieces: Iterable[bytes], size: int | None = None) -> tuple[bytes, int]:
-        """Store an object that comes in pieces; returns its digest and size."""
+    def store_pieces(self, pieces: Iterable[bytes], size: int | None = None) -> tuple[bytes, int]:
+        """Store an object that comes in pieces, `size` bytes if that is said, and is never in
+        memory as a whole; returns its digest and size."""
         with self._storing():
             store = self.writable_objects()
             fd = store.create()
@@ -433,23 +435,19 @@ class Repository:
         """Store an EROFS image, publish it, under `name` too, and return its digest."""
         if name is not None:
             check_ref_name(name)
-        return self._publish_image(self.ensure_object(data), name)
+        digest = self.ensure_object(data)
+        self.publish_image(digest, name)
+        return digest
 
-    def write_image_pieces(
-        self, pieces: Iterable[bytes], name: str | None = None
-    ) -> tuple[bytes, int]:
-        """As `write_image`, for an image that is never in memory as a whole; with its size."""
+    def publish_image(self, digest: bytes, name: str | None = None) -> None:
+        """Make the stored object `digest` an image that can be mounted, by `name`, too."""
         if name is not None:
             check_ref_name(name)
-        digest, size = self._store_pieces(pieces)
-        return self._publish_image(digest, name), size
-
-    def _publish_image(self, digest: bytes, name: str | None) -> bytes:
+        self.need_writable()
         self.sync()
         self.links.publish_object(f"{IMAGES}/{digest.hex()}", digest)
         if name is not None:
             self.name_image(digest, name)
-        return digest
 
     def name_image(self, digest: bytes, name: str) -> None:
         """Make `name` lead to the image `digest`, which must exist."""
@@ -558,6 +556,37 @@ class Repository:
             except OSError as error:
                 store.changed = True
                 raise self.storing_failed(error) from error
+
+    @contextmanager
+    def syncing(self) -> Iterator[None]:
+        """Bring to the disk what is stored while the block does something else.
+
+        At the end of the block that is done. What the block itself stores waits for the next sync,
+        as anything does; so it may publish, too.
+        """
+        store = self._store
+        if store is None or not store.changed:
+            yield
+            return
+        failures: list[OSError] = []
+
+        def work() -> None:
+            try:
+                libc.syncfs(self.fd)
+            except OSError as error:
+                failures.append(error)
+
+        before = store.counts()
+        thread = threading.Thread(target=work, name="sync", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+        for error in failures:
+            raise self.storing_failed(error) from error
+        if store.counts() == before:
+            store.changed = False
 
     @contextmanager
     def exclusive(self, give_up: GiveUp | None = None) -> Iterator[None]:

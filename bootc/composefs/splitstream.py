@@ -33,12 +33,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import zstandard
 
 from bootc.composefs.digest import Algorithm
 from bootc.errors import FormatError
+from bootc.records import dataclass
 
 OCI_LAYER = b"ocilayer"
 OCI_CONFIG = b"ociconfg"

@@ -16,7 +16,7 @@ from bootc.deploy.state import Origin
 from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.unified import find_stored, find_unified_storage
 from bootc.jsonutil import Json
-from bootc.podman.fetch import claims
+from bootc.podman.claims import claims
 from bootc.podman.storage import BootcStorage, StoredImage
 
 IN_IMAGE = "/usr/lib/bootc/storage"

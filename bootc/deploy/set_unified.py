@@ -20,10 +20,8 @@ from bootc.deploy.progress import Observer
 from bootc.deploy.source import check_signature_policy, open_image
 from bootc.deploy.sysroot import Sysroot, read_origin
 from bootc.deploy.unified import (
-    Importing,
     OpenStored,
     Unify,
-    fetch,
     find_stored,
     find_unified_storage,
     make_unified_storage,
@@ -31,11 +29,13 @@ from bootc.deploy.unified import (
     open_stored,
     permit_copies,
 )
+from bootc.deploy.unified_pull import Importing, fetch
 from bootc.errors import BootcError, chain_text
 from bootc.log import step
 from bootc.oci.reference import ImageReference, Transport
+from bootc.podman.claims import stored_name
 from bootc.podman.command import host_podman, need_podman
-from bootc.podman.fetch import Fetched, stored_name
+from bootc.podman.fetch import Fetched
 from bootc.podman.storage import BootcStorage
 
 _log = logging.getLogger(__name__)

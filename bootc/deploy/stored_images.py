@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """Which images of bootc's container storage go with the deployments that they were pulled for.
 
-An image is bootc's when it has a claim (`podman.fetch`), a name with its manifest's digest. What
+An image is bootc's when it has a claim (`podman.claims`), a name with its manifest's digest. What
 came into the storage otherwise, as images that are bound to the system and those that somebody
 pulled there, has none and is never touched. An image that a deployment has, and that another
 bootc brought here without a claim, gets one.
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from bootc.deploy import messages
 from bootc.deploy.state import Origin
 from bootc.log import step
-from bootc.podman.fetch import claim_name, claims, stored_name
+from bootc.podman.claims import claim_name, claims, stored_name
 from bootc.podman.storage import BootcStorage, StoredImage
 from bootc.records import dataclass
 

@@ -13,7 +13,7 @@ import os
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, runtime_checkable
 
 from bootc.errors import BootcError
 from bootc.jsonutil import read_object
@@ -28,8 +28,9 @@ from bootc.oci.model import (
 )
 from bootc.oci.proxy import ProxyOptions, ProxySource
 from bootc.oci.reference import Transport, parse_imgref
-from bootc.storage.source import StorageSource, find_stored
-from bootc.storage.store import Unsupported
+
+if TYPE_CHECKING:
+    from bootc.storage.layer import LayerReader
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,17 @@ class ImageSource(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class FilesSource(Protocol):
+    """A source whose layers' contents are files of this machine (`storage.source`)."""
+
+    def open_layer(self, diff_id: str) -> AbstractContextManager[LayerReader]:
+        """A layer's tar, and the files that its contents are."""
+
+    def release(self) -> None:
+        """Let others change those files; manifest and config can be read still."""
+
+
 class LocalStorage(StrEnum):
     """How `containers-storage:` is read."""
 
@@ -92,6 +104,10 @@ def open_source(
     """
     reference = parse_imgref(imgref)
     if reference.transport is Transport.CONTAINERS_STORAGE and local is not LocalStorage.SKOPEO:
+        # start-up time: most images come from elsewhere
+        from bootc.storage.source import StorageSource, find_stored
+        from bootc.storage.store import Unsupported
+
         try:
             source = StorageSource(find_stored(reference.image))
             source.need_supported()

@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
@@ -33,6 +32,7 @@ from bootc import log, process
 from bootc.errors import BootcError
 from bootc.jsonutil import Reader, read_object
 from bootc.oci.model import Descriptor, read_manifest, verify_digest
+from bootc.records import dataclass
 
 _log = logging.getLogger(__name__)
 _REPLY_MAX = 1 << 16

@@ -6,12 +6,7 @@
     oci, oci-archive, dir, docker-…  `podman pull`: the API serves registries only
 
 Afterwards the image has the name it would have had in the machine's storage, where it comes from
-somewhere with names (a registry, a storage); and a second one, our claim:
-
-    localhost/bootc-sha256:<the manifest's digest, hexadecimal>
-
-It says that the image was brought here for a deployment. Images with a claim are bootc's to remove
-when no deployment is left that has this digest; others are not.
+somewhere with names (a registry, a storage); and our claim (`claims`), when it is bootc's.
 """
 
 from __future__ import annotations
@@ -19,11 +14,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from bootc import paths
 from bootc.errors import BootcError
 from bootc.log import step
 from bootc.oci.reference import ImageReference, Transport
 from bootc.podman.auth import read_auth_file
+from bootc.podman.claims import claim_name
 from bootc.podman.command import Podman, confined, host_podman, need_podman
 from bootc.podman.launch import RUNROOT
 from bootc.podman.pull import OnLine, PullRequest, Text, pull_error, pull_image
@@ -33,7 +28,6 @@ from bootc.podman.storage import BootcStorage, StoredImage, normalized
 _LONG = 4 * 3600.0
 _INIT = 120.0
 _ID = re.compile(r"[0-9a-f]{64}")
-_CLAIM = re.compile(re.escape(paths.TAG_PREFIX) + r"(sha256:[0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +36,6 @@ class Fetched:
 
     image: StoredImage
     digest: str
-
-
-def claim_name(digest: str) -> str:
-    """The name by which bootc claims the image with this manifest digest."""
-    return f"{paths.TAG_PREFIX}{digest}"
-
-
-def claims(image: StoredImage) -> dict[str, str]:
-    """The claims among an image's names, with the digests that they name."""
-    found = ((name, _CLAIM.fullmatch(name)) for name in image.names)
-    return {name: match[1] for name, match in found if match is not None}
-
-
-def stored_name(reference: ImageReference) -> str | None:
-    """What an image is called in a storage; None where its source has no names for images."""
-    if reference.transport not in (Transport.REGISTRY, Transport.CONTAINERS_STORAGE):
-        return None
-    if _ID.fullmatch(reference.image) or reference.image.startswith("["):
-        return None
-    return normalized(reference.image)
 
 
 def fetch_image(

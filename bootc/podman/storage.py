@@ -26,7 +26,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from bootc import fs, paths, process
 from bootc.errors import BootcError, ProcessError
@@ -34,6 +33,7 @@ from bootc.jsonutil import Reader, read_object
 from bootc.linux import libc
 from bootc.log import step
 from bootc.podman.command import ALIAS, Podman, confined, storage_podman
+from bootc.records import dataclass
 
 _IMAGES = "overlay-images"
 _LAYERS = "overlay-layers/layers.json"

@@ -17,7 +17,7 @@ from bootc.composefs.repository import Repository
 from bootc.deploy import state
 from bootc.deploy.unified import find_stored
 from bootc.linux import blockdev
-from bootc.podman.fetch import claim_name
+from bootc.podman.claims import claim_name
 from bootc.podman.storage import find_storage
 from tests.ocibuild import END, folder, member, write_layout
 from vmtests import podman

@@ -30,12 +30,14 @@ from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.set_unified import set_unified
 from bootc.deploy.source import open_image
 from bootc.deploy.sysroot import Sysroot
-from bootc.deploy.unified import Unify, copies_allowed, fetch, find_unified_storage
+from bootc.deploy.unified import Unify, copies_allowed, find_unified_storage
+from bootc.deploy.unified_pull import fetch
 from bootc.errors import BootcError, find_hint
 from bootc.linux import blockdev, mount
 from bootc.oci.model import INDEX
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
-from bootc.podman.fetch import claim_name, fetch_image
+from bootc.podman.claims import claim_name
+from bootc.podman.fetch import fetch_image
 from bootc.podman.storage import BootcStorage, find_storage, make_storage
 from tests.ocibuild import END, folder, member, sha256, write_blob, write_layout
 from tests.sysroots import ImageContent, MockMachine

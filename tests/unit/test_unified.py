@@ -20,11 +20,12 @@ from bootc.deploy.progress import Observer, ProgressWriter, Stage
 from bootc.deploy.set_unified import set_unified
 from bootc.deploy.state import Origin
 from bootc.deploy.stored_images import StoragePlan, plan_storage
-from bootc.deploy.unified import Importing, PodmanProgress, find_stored, storage_in_use
+from bootc.deploy.unified import find_stored, storage_in_use
+from bootc.deploy.unified_pull import Importing, PodmanProgress
 from bootc.errors import BootcError, FormatError
 from bootc.oci.layout import LayoutSource
 from bootc.oci.reference import ImageReference, parse_imgref
-from bootc.podman.fetch import claim_name, claims, stored_name
+from bootc.podman.claims import claim_name, claims, stored_name
 from bootc.podman.pull import Blob, BlobStatus, Text
 from bootc.podman.storage import BootcStorage, StoredImage, find_storage, make_storage, normalized
 from bootc.spec import BootType
