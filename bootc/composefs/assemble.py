@@ -15,13 +15,15 @@ are mount points, and SELinux labels come from the image's own policy.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Protocol
 
 from bootc.composefs.collector import paused_collector
 from bootc.composefs.erofs_format import FormatVersion
 from bootc.composefs.erofs_writer import ImageDraft, write_image
+from bootc.composefs.refs import check_ref_name
 from bootc.composefs.repository import Repository
 from bootc.composefs.selinux import load_policy, relabel
 from bootc.composefs.stored import (
@@ -247,6 +249,8 @@ def commit_image(
     repo: Repository, root: Directory, *, name: str | None = None, version: int | None = None
 ) -> ComposefsImage:
     """Store the EROFS image of a tree, and make it mountable (by `name`, too)."""
+    if name is not None:
+        check_ref_name(name)
     return publish_image(repo, store_image(repo, root, version=version), name=name)
 
 
@@ -260,6 +264,8 @@ def store_image(repo: Repository, root: Directory, *, version: int | None = None
 
 def commit_data(repo: Repository, data: bytes, *, name: str | None = None) -> ComposefsImage:
     """Store an EROFS image, and make it mountable."""
+    if name is not None:
+        check_ref_name(name)
     return publish_image(repo, _store(repo, (data,)), name=name)
 
 

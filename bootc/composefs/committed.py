@@ -3,25 +3,33 @@
 
 They are made in all formats that the repository wants. The config's split stream refers to each
 (see `stored.image_key`), so that they live as long as the image does.
+
+A disk takes as long to write a pull's layers down as it takes to make the plain images: so these
+can be made and stored meanwhile, by `PlainImages`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bootc.composefs.assemble import (
     ComposefsImage,
     XattrMode,
     assemble,
+    assemble_layers,
     commit_data,
     commit_image,
     encode_image,
+    publish_image,
+    store_image,
     transform_for_boot,
 )
 from bootc.composefs.digest import digest_bytes
 from bootc.composefs.repository import Repository
-from bootc.composefs.stored import PulledImage, attach_images, image_key
+from bootc.composefs.stored import PulledImage, PulledLayer, attach_images, image_key
 from bootc.errors import BootcError
+from bootc.tree import Directory
 
 _SEARCHED_VERSIONS = (1, 2)
 
@@ -53,16 +61,42 @@ class CommittedImage:
     boot_version: int = 1
 
 
+class PlainImages:
+    """The tree of a pull and its plain images, stored but not published.
+
+    `make` is for `pull.pull`, as `meanwhile`. Where it fails nothing is made: `commit_pulled` does
+    it again, and says why it can't be done.
+    """
+
+    def __init__(self, repo: Repository) -> None:
+        self.root: Directory | None = None
+        self.stored: dict[int, ComposefsImage] = {}
+        """By version."""
+        self._repo = repo
+
+    def make(self, layers: Sequence[PulledLayer]) -> None:
+        try:
+            root = assemble_layers(self._repo, layers)
+            for version in self._repo.erofs_versions:
+                self.stored[version] = store_image(self._repo, root, version=version)
+        except BootcError:
+            self.stored.clear()
+            return
+        self.root = root
+
+
 def commit_pulled(
     repo: Repository,
     pulled: PulledImage,
     *,
+    plain_images: PlainImages | None = None,
     bootable: bool = False,
     expected: str | None = None,
     xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY,
 ) -> CommittedImage:
     """Make the images of `pulled`. Nothing refers to them before all of them are stored.
 
+    `plain_images` is what was made of this pull already, if anything was.
     `xattrs` is the bootable one's filter of extended attributes. With `expected`, a digest in
     hexadecimal, the bootable image is the one that has it, whichever filter and format that takes.
     Raises `NoBootImageError` if none has.
@@ -71,14 +105,19 @@ def commit_pulled(
         if bootable:
             raise BootcError(f"{pulled.reference} is an artifact: it cannot be booted")
         return CommittedImage(pulled=pulled)
-    root = assemble(repo, pulled)
+    stored = {} if plain_images is None else plain_images.stored
+    made_before = None if plain_images is None else plain_images.root
+    root = assemble(repo, pulled) if made_before is None else made_before
     images: dict[str, bytes] = {}
     suffix: str | None = None
 
     def commit(boot: bool) -> ComposefsImage:
         made: list[ComposefsImage] = []
         for version in repo.erofs_versions:
-            made.append(commit_image(repo, root, version=version))
+            if not boot and version in stored:
+                made.append(publish_image(repo, stored[version]))
+            else:
+                made.append(commit_image(repo, root, version=version))
             key = image_key(boot=boot, erofs_version=version, xattrs=suffix)
             images.setdefault(key, bytes.fromhex(made[-1].id))
         return made[0]

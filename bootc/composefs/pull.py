@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import BinaryIO
@@ -56,6 +56,8 @@ __all__ = ["Event", "OnProgress", "PulledImage", "PulledLayer", "pull"]
 READERS_MAX = 4
 WRITERS_MAX = 4
 
+Meanwhile = Callable[[Sequence[PulledLayer]], None]
+
 
 def pull(
     repo: Repository,
@@ -67,6 +69,7 @@ def pull(
     unpacked_max: int | None = None,
     zerocopy: bool = False,
     on_progress: OnProgress | None = None,
+    meanwhile: Meanwhile | None = None,
 ) -> PulledImage:
     """Store the image that `source` offers and return it, with the members of the layers read.
 
@@ -74,8 +77,10 @@ def pull(
     gets in the repository. `readers` is how many layers are read at once (default: one for each
     CPU), `unpacked_max` how many bytes a layer may unpack to (default: the size of the
     repository's file system). With `zerocopy`, contents that lie in files already (podman's
-    storage) must not be copied, or this fails. Raises `BootcError` (`FormatError` for bad data);
-    nothing is tagged then.
+    storage) must not be copied, or this fails. `meanwhile` is called with the layers of an image of
+    a file system, unless all were there: they are stored, but the last ones are not published yet,
+    as the disk still writes. Raises `BootcError` (`FormatError` for bad data); nothing is tagged
+    then.
     """
     report = one_at_a_time(on_progress)
     verify_digest(source.manifest, source.manifest_digest, f"{reference}: manifest")
@@ -88,7 +93,14 @@ def pull(
     _check_space(repo, reference, wanted)
     try:
         layers, stats = _pull_layers(
-            repo, source, wanted, readers, unpacked_max, report, zerocopy=zerocopy
+            repo,
+            source,
+            wanted,
+            readers,
+            unpacked_max,
+            report,
+            zerocopy=zerocopy,
+            meanwhile=meanwhile if manifest.is_container else None,
         )
         pulled = write_documents(
             repo,
@@ -206,6 +218,7 @@ def _pull_layers(
     report: OnProgress,
     *,
     zerocopy: bool,
+    meanwhile: Meanwhile | None,
 ) -> tuple[tuple[PulledLayer, ...], PullStats]:
     done: dict[str, PulledLayer] = {}
     todo: dict[str, WantedLayer] = {}
@@ -220,6 +233,8 @@ def _pull_layers(
             report(Skipped(id=item.id))
     stats = PullStats()
     if todo:
+        ids = {item.id for item in wanted}
+        last: list[WantedLayer] = []
         limit = space_for_layer(repo, unpacked_max)
         at_once = readers or min(len(os.sched_getaffinity(0)), READERS_MAX)
         store = repo.writable_objects()
@@ -233,17 +248,30 @@ def _pull_layers(
             fetch = Fetch(source, pool, repo.algorithm, limit, report, zerocopy=zerocopy)
             with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:
-                    digest = repo.write_stream(layer_content_id(item.id), layer.stream)
+                    digest = repo.ensure_object(layer.stream)
                     done[item.id] = PulledLayer(
                         diff_id=item.id, digest=digest, entries=layer.entries
                     )
                     inlined += layer.inlined
                     streams += len(layer.stream)
-                    report(Done(id=item.id, transferred=item.descriptor.size))
+                    if len(done) < len(ids):
+                        _publish(repo, item, digest, report)
+                    else:
+                        last.append(item)
         stats = _stats(before, repo.counts(), inlined, len(todo), streams)
         # What the threads' buffers took is the room for the tree that comes next.
         libc.trim_memory()
+        if meanwhile is not None:
+            with repo.syncing():
+                meanwhile([done[item.id] for item in wanted])
+        for item in last:
+            _publish(repo, item, done[item.id].digest, report)
     return tuple(done[item.id] for item in wanted), stats
+
+
+def _publish(repo: Repository, item: WantedLayer, digest: bytes, report: OnProgress) -> None:
+    repo.publish_streams({layer_content_id(item.id): digest})
+    report(Done(id=item.id, transferred=item.descriptor.size))
 
 
 def _find_layer(repo: Repository, item: WantedLayer) -> bytes | None:

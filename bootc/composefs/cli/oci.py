@@ -80,7 +80,7 @@ def _reporter() -> OnProgress:
 
 def _pull(args: argparse.Namespace) -> None:
     # What a pull needs, and nothing else here: threads, zstandard, the proxy.
-    from bootc.composefs.committed import commit_pulled
+    from bootc.composefs.committed import PlainImages, commit_pulled
     from bootc.composefs.pull import pull
     from bootc.oci.layout import LocalStorage, open_source
     from bootc.oci.proxy import ProxyOptions
@@ -98,6 +98,7 @@ def _pull(args: argparse.Namespace) -> None:
         authfile=args.authfile, insecure=args.tls_verify == "false", user_agent=args.user_agent
     )
     with open_repository(args) as repo:
+        images = PlainImages(repo)
         with (
             log.step(f"pull {args.image}"),
             open_source(args.image, options, local=local) as source,
@@ -109,10 +110,15 @@ def _pull(args: argparse.Namespace) -> None:
                 unpacked_max=args.layer_max,
                 zerocopy=zerocopy,
                 on_progress=_reporter(),
+                meanwhile=images.make,
             )
         with log.step("write the composefs image"):
             done = commit_pulled(
-                repo, pulled, bootable=args.bootable, expected=args.expected_digest
+                repo,
+                pulled,
+                plain_images=images,
+                bootable=args.bootable,
+                expected=args.expected_digest,
             )
         repo.tag(manifest_content_id(pulled.manifest_digest), tag)
     print(f"manifest {done.pulled.manifest_digest}")
