@@ -25,7 +25,7 @@ from bootc.deploy import machine, selinux_policy, soft_reboot_check
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.errors import BootcError
 from bootc.initramfs import cmdline, setup_root
-from bootc.linux import blockdev, libc
+from bootc.linux import blockdev, libc, namespaces
 
 NEXT_ROOT = "/run/nextroot"
 _CONFIG_MAX = 1 << 20
@@ -115,7 +115,7 @@ def reset(next_root: str = NEXT_ROOT) -> bool:
 
 def reset_live() -> bool:
     """`reset` where process 1 sees it."""
-    with _in_namespace_of_init():
+    with namespaces.mounts_of_init():
         return reset()
 
 
@@ -149,24 +149,5 @@ def _namespace_of_init(sysroot: Sysroot) -> Iterator[None]:
     if not sysroot.live:
         yield
         return
-    with _in_namespace_of_init():
+    with namespaces.mounts_of_init():
         yield
-
-
-@contextmanager
-def _in_namespace_of_init() -> Iterator[None]:
-    """The block runs in the mount namespace of process 1."""
-    if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
-        yield
-        return
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    theirs = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc.setns(theirs, libc.CLONE_NEWNS)
-        try:
-            yield
-        finally:
-            libc.setns(own, libc.CLONE_NEWNS)
-    finally:
-        os.close(own)
-        os.close(theirs)

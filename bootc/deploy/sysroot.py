@@ -27,7 +27,7 @@ from bootc.deploy import state
 from bootc.deploy.messages import NO_ORIGIN
 from bootc.deploy.state import Origin
 from bootc.errors import BootcError
-from bootc.linux import blockdev, libc, mount
+from bootc.linux import blockdev, libc, mount, namespaces
 from bootc.records import dataclass, replace
 from bootc.spec import Bootloader
 
@@ -295,7 +295,7 @@ def open_booted(*, writable: bool, wait: bool = True) -> Iterator[Sysroot]:
         folder: str | None
         if writable:
             stack.enter_context(one_at_a_time(wait=wait))
-            stack.enter_context(_own_namespace())
+            stack.enter_context(namespaces.own_mounts())
             _make_writable(physical, device)
             folder = stack.enter_context(_writing_esp(device))
         else:
@@ -359,27 +359,6 @@ def one_at_a_time(path: str = paths.LOCK, *, wait: bool = True) -> Iterator[None
         yield
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _own_namespace() -> Iterator[None]:
-    """A mount namespace of our own for the block; mounts made in it are seen by nobody else."""
-    before = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        mount.isolate_mounts()
-        try:
-            yield
-        finally:
-            try:
-                libc.setns(before, libc.CLONE_NEWNS)
-                os.fchdir(folder)
-            except OSError as error:
-                # What was to be done is done; the namespace ends with the process.
-                _log.warning("cannot leave the mount namespace: %s", error.strerror)
-    finally:
-        os.close(folder)
-        os.close(before)
 
 
 def _make_writable(physical: blockdev.Mounted, device: str) -> None:

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from bootc.errors import BootcError
-from bootc.linux import libc, mount
+from bootc.linux import libc, mount, namespaces
 
 SHARED = ("/dev", "/var/lib/containers", "/var/tmp", "/run/udev")
 _log = logging.getLogger(__name__)
-_OURS, _INIT = "/proc/self/ns/mnt", "/proc/1/ns/mnt"
 
 
 def share_host_mounts(paths: Sequence[str] = SHARED) -> None:
@@ -35,7 +34,7 @@ def share_host_mounts(paths: Sequence[str] = SHARED) -> None:
     if os.getpid() == 1:
         raise BootcError("this is process 1 of its container", hint="add --pid=host")
     try:
-        same = os.readlink(_OURS) == os.readlink(_INIT)
+        same = namespaces.shared_with_init()
     except PermissionError:
         _log.info("process 1 cannot be looked at: the folders of the host are those given by -v")
         return
@@ -46,7 +45,7 @@ def share_host_mounts(paths: Sequence[str] = SHARED) -> None:
     with ExitStack() as stack:
         found = []
         try:
-            with _namespace_of_init():
+            with namespaces.mounts_of_init():
                 for path in paths:
                     there = _identity(path)
                     if there is not None and there != here[path]:
@@ -71,25 +70,3 @@ def _identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-@contextmanager
-def _namespace_of_init() -> Iterator[None]:
-    """The block runs in the mount namespace of process 1; afterwards root and folder are ours."""
-    with ExitStack() as stack:
-
-        def opened(path: str, flags: int) -> int:
-            fd = os.open(path, flags | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            return fd
-
-        ours, theirs = opened(_OURS, os.O_RDONLY), opened(_INIT, os.O_RDONLY)
-        root, folder = opened("/", os.O_PATH), opened(".", os.O_PATH)
-        libc.setns(theirs, libc.CLONE_NEWNS)
-        try:
-            yield
-        finally:
-            libc.setns(ours, libc.CLONE_NEWNS)
-            os.fchdir(root)
-            os.chroot(".")
-            os.fchdir(folder)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bootc import process
 from bootc.deploy import sysroot
 from bootc.errors import BootcError
-from bootc.linux import blockdev, libc, mount
+from bootc.linux import blockdev, libc, mount, namespaces
 from bootc.linux.loop import open_loop
 
 pytestmark = pytest.mark.root
@@ -36,7 +38,7 @@ def test_a_writer_has_a_namespace_of_its_own(read_only: blockdev.Mounted, tmp_pa
     folder = os.getcwd()
     before = blockdev.read_mounts()
     namespace = os.readlink("/proc/self/ns/mnt")
-    with sysroot._own_namespace():
+    with namespaces.own_mounts():
         assert os.readlink("/proc/self/ns/mnt") != namespace
         sysroot._make_writable(read_only, read_only.device)
         (target / "written").write_text("x")
@@ -53,9 +55,33 @@ def test_a_writer_has_a_namespace_of_its_own(read_only: blockdev.Mounted, tmp_pa
 
 def test_the_namespace_ends_with_an_error(read_only: blockdev.Mounted) -> None:
     namespace = os.readlink("/proc/self/ns/mnt")
-    with pytest.raises(KeyboardInterrupt), sysroot._own_namespace():
+    with pytest.raises(KeyboardInterrupt), namespaces.own_mounts():
         raise KeyboardInterrupt
     assert os.readlink("/proc/self/ns/mnt") == namespace
+
+
+_IN_A_CHROOT = """
+import os, sys
+from bootc.linux import libc, mount, namespaces
+mount.isolate_mounts()
+root = sys.argv[1]
+libc.mount(root, root, None, mount.MS_BIND)
+libc.mount("proc", root + "/proc", "proc", 0)
+os.chroot(root)
+os.chdir("/folder")
+with namespaces.own_mounts():
+    libc.mount("tmpfs", "/folder", "tmpfs", 0)
+print(os.getcwd(), *sorted(os.listdir("/")), *os.listdir("/folder"))
+"""
+
+
+def test_a_chroot_is_come_back_to(tmp_path: Path) -> None:
+    """An installer runs bootc in the root that it has just made."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    done = process.run([sys.executable, "-c", _IN_A_CHROOT, str(tmp_path)])
+    assert done.stdout.split() == ["/folder", "folder", "proc", "file"]
 
 
 def test_a_read_only_device_is_refused_by_name(read_only: blockdev.Mounted, tmp_path: Path) -> None:
@@ -69,7 +95,7 @@ def test_a_read_only_device_is_refused_by_name(read_only: blockdev.Mounted, tmp_
                 pytest.fail(f"{device} of a descriptor for reading takes writes")
             with (
                 pytest.raises(BootcError, match="which is a read-only device"),
-                sysroot._own_namespace(),
+                namespaces.own_mounts(),
             ):
                 sysroot._make_writable(read_only, number)
     finally:
