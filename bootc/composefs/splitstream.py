@@ -51,6 +51,7 @@ _OLD_HEADER = struct.Struct("<QQH11sBBB")
 _INFO = struct.Struct("<8Q8sQ")
 _CHUNK = struct.Struct("<q")
 _FEED = 128 * 1024
+_READ = 128 * 1024
 INLINE_RUN_MAX = 256 << 20
 """Bytes of an inline chunk; it is in memory as a whole."""
 _NAMES_MAX = 16 << 20
@@ -161,12 +162,19 @@ class SplitStream:
         _check_frame(self.frame, self.source, "stream")
         reader = zstandard.ZstdDecompressor().stream_reader(self.frame)
         left = self.total_size
+        data, at = b"", 0
         try:
             while True:
-                head = _read_exactly(reader, 8, self.source, end_is_fine=True)
-                if not head:
-                    return
-                (number,) = _CHUNK.unpack(head)
+                if len(data) - at < _CHUNK.size:
+                    # Chunks are small and many: reading each by itself would take most of the time.
+                    data, at = data[at:] + reader.read(_READ), 0
+                    if not data:
+                        return
+                    if len(data) < _CHUNK.size:
+                        missing = _CHUNK.size - len(data)
+                        raise FormatError(self.source, "stream", f"ends {missing} bytes too early")
+                (number,) = _CHUNK.unpack_from(data, at)
+                at += _CHUNK.size
                 if number < 0:
                     left += number
                     if left < 0 or -number > INLINE_RUN_MAX:
@@ -176,7 +184,14 @@ class SplitStream:
                             f"an inline chunk of {-number} bytes is more than fits in a file of"
                             f" {self.total_size}, or than {INLINE_RUN_MAX}",
                         )
-                    yield _read_exactly(reader, -number, self.source)
+                    end = at - number
+                    if end <= len(data):
+                        yield data[at:end]
+                        at = end
+                    else:
+                        rest = _read_exactly(reader, end - len(data), self.source)
+                        yield data[at:] + rest
+                        data, at = b"", 0
                 elif number < len(self.object_refs):
                     yield number
                 else:
@@ -192,16 +207,12 @@ class SplitStream:
         return self.object_refs[chunks[0]]
 
 
-def _read_exactly(
-    reader: zstandard.ZstdDecompressionReader, size: int, source: str, *, end_is_fine: bool = False
-) -> bytes:
+def _read_exactly(reader: zstandard.ZstdDecompressionReader, size: int, source: str) -> bytes:
     pieces: list[bytes] = []
     left = size
     while left > 0:
         piece = reader.read(min(left, 1 << 20))
         if not piece:
-            if end_is_fine and left == size:
-                return b""
             raise FormatError(source, "stream", f"ends {left} bytes too early")
         pieces.append(piece)
         left -= len(piece)

@@ -31,7 +31,12 @@ class _StoredInput:
         return self._base + self._at
 
     def header(self) -> bytes:
-        if self._at == len(self._data):
+        at = self._at
+        end = at + BLOCK
+        if end <= len(self._data):
+            self._at = end
+            return self._data[at:end]
+        if at == len(self._data):
             self._advance()
             if not self._data:
                 return b""
@@ -54,21 +59,18 @@ class _StoredInput:
             raise FormatError(self._source, self.offset(), "a content is not where it should be")
         leaf.content = External(size, self._objects[chunk])
         self._base += size
-        if size % BLOCK:
-            self._skip(BLOCK - size % BLOCK)
+        padding = -size % BLOCK
+        if padding:
+            self._advance()
+            self._at = padding
+            if padding > len(self._data):
+                raise FormatError(self._source, self.offset(), "the tar ends too early")
 
     def drain(self) -> None:
         self._at = len(self._data)
         for chunk in self._chunks:
             if isinstance(chunk, int):
                 raise FormatError(self._source, self.offset(), "a content after the end")
-
-    def _skip(self, size: int) -> None:
-        if self._at == len(self._data):
-            self._advance()
-        self._at += size
-        if self._at > len(self._data):
-            raise FormatError(self._source, self.offset(), "the tar ends too early")
 
     def _advance(self) -> None:
         """Go to the next chunk, which must be inline; none at the end of the stream."""

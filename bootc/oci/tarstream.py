@@ -49,9 +49,11 @@ PENDING_MAX = 16
 _NAME_MAX = 255
 _PATH_MAX = 4095
 _ZERO = bytes(BLOCK)
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
+# Name, owner (mode, uid and gid), size, mtime, checksum, type, link name, magic.
+_HEADER = struct.Struct("100s24s12s12s8sc100s6s")
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
+_PREFIX = 345
 
 
 class TarInput(Protocol):
@@ -73,9 +75,12 @@ class TarInput(Protocol):
         """Consume the rest of the stream."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """A member: its normal `path` (`usr/bin/ls`, the root is empty), and a node or a hard link."""
+    """A member: its normal `path` (`usr/bin/ls`, the root is empty), and a node or a hard link.
+
+    Nobody changes one; that it could be changed makes one in half the time.
+    """
 
     path: bytes
     node: Leaf | Directory | None
@@ -121,8 +126,7 @@ def read_tar(tar: TarInput, source: str) -> Iterator[Entry]:
 
 
 def _read_member(tar: TarInput, block: bytes, extensions: _Extensions) -> Entry | None:
-    fields = _HEADER.unpack(block)
-    name, mode, uid, gid, size, mtime, checksum, kind, link, magic = fields[:10]
+    name, owner, size, mtime, checksum, kind, link, magic = _HEADER.unpack_from(block)
     # The low half of an Adler-32 is 1 plus the sum of all bytes, modulo 65521: no loop in Python.
     total = (zlib.adler32(block) & 0xFFFF) - 1 - sum(checksum) + 8 * 0x20
     if (total - _number(checksum)) % 65521:
@@ -132,25 +136,21 @@ def _read_member(tar: TarInput, block: bytes, extensions: _Extensions) -> Entry 
     if kind in _EXTENSIONS:
         _read_extension(tar, kind, _number(size), extensions)
         return None
-    found = Stat(
-        _number(mode) & 0o7777,
-        _number(uid) & 0xFFFFFFFF,
-        _number(gid) & 0xFFFFFFFF,
-        _number(mtime),
-    )
+    mode, uid, gid = _owner(owner)
+    found = Stat(mode, uid, gid, _number(mtime))
     path = extensions.name
     target = extensions.link
     if path is None:
         path = name.split(b"\0", 1)[0]
-        if magic == b"ustar\0" and fields[15][0]:
-            path = fields[15].split(b"\0", 1)[0] + b"/" + path
+        if block[_PREFIX] and magic == b"ustar\0":
+            path = block[_PREFIX : _PREFIX + 155].split(b"\0", 1)[0] + b"/" + path
     if pax is not None:
         path = pax.get(b"path") or path
         target = pax.get(b"linkpath") or target
         _apply_pax(found, pax)
     if target is None:
         target = link.split(b"\0", 1)[0]
-    return _make_entry(tar, normal_path(path), kind, found, length, target, fields)
+    return _make_entry(tar, normal_path(path), kind, found, length, target, block)
 
 
 _EXTENSIONS = (b"x", b"g", b"L", b"K")
@@ -163,7 +163,7 @@ def _make_entry(
     found: Stat,
     length: int,
     target: bytes,
-    fields: tuple[bytes, ...],
+    block: bytes,
 ) -> Entry:
     if kind in (b"0", b"\0", b"7"):
         if not path:
@@ -192,7 +192,7 @@ def _make_entry(
                 raise _Bad(f"the symlink's target {target[:80]!r} has a NUL byte")
             return Entry(path, Leaf(found, Symlink(target)))
         case b"3" | b"4":
-            rdev = _device(fields[13], fields[14])
+            rdev = _device(block[329:337], block[337:345])
             return Entry(
                 path, Leaf(found, Device(stat.S_IFCHR if kind == b"3" else stat.S_IFBLK, rdev))
             )
@@ -227,6 +227,16 @@ def normal_path(path: bytes) -> bytes:
     if b"\0" in stripped:
         raise _Bad(f"the path {path[:80]!r} has a NUL byte")
     return stripped
+
+
+@lru_cache(maxsize=1024)
+def _owner(fields: bytes) -> tuple[int, int, int]:
+    """Mode, uid and gid, of the three fields that are nearly always those of another member."""
+    return (
+        _number(fields[:8]) & 0o7777,
+        _number(fields[8:16]) & 0xFFFFFFFF,
+        _number(fields[16:]) & 0xFFFFFFFF,
+    )
 
 
 @lru_cache(maxsize=8192)

@@ -95,6 +95,28 @@ def test_splitstream_reads_what_was_written(
     )
 
 
+@pytest.mark.parametrize("size", [131064 - 9, 131064, 131064 + 1, 131064 + 7, 131072, 3 * 131072])
+def test_splitstream_chunks_are_whole_wherever_the_reader_stops(size: int) -> None:
+    """It reads 128 KiB at a time, whatever lies at such a place: a number, or an inline chunk."""
+    pieces = [bytes([number]) * (size if number % 2 else 100 + number) for number in range(6)]
+    writer = SplitStreamWriter(SHA256, OCI_LAYER)
+    for piece in pieces:
+        writer.inline(piece)
+        writer.external(bytes(32), 70)
+    chunks = list(read_splitstream(writer.finish(), "test").chunks())
+    assert chunks == list(itertools.chain.from_iterable((piece, 0) for piece in pieces))
+
+
+def test_splitstream_that_ends_in_a_chunk_says_what_is_missing() -> None:
+    for chunks, missing in (
+        (struct.pack("<q", 0) * 16384 + b"\0\0\0", 5),
+        (struct.pack("<q", -100) + bytes(40), 60),
+    ):
+        stream = read_splitstream(with_stream(chunks), "test")
+        with pytest.raises(FormatError, match=f"ends {missing} bytes too early"):
+            list(stream.chunks())
+
+
 def sample() -> bytes:
     writer = SplitStreamWriter(SHA256, OCI_LAYER)
     writer.inline(b"abc")
