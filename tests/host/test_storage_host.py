@@ -28,6 +28,7 @@ from tests.storagebuild import StoreBuilder
 pytestmark = pytest.mark.root
 
 TOP = Path(__file__).resolve().parents[2]
+CHECKOUT, PYTHON = "checkout", "python"
 USER, FIRST, COUNT = 41500, 4_200_000, 65_536
 RUN = """
 import sys; sys.path.insert(0, sys.argv.pop(1))
@@ -57,7 +58,10 @@ def test_what_podman_stores_is_read_exactly() -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that everybody may enter, and a user with subordinate ids in our own /etc."""
+    """A folder that everybody may enter, and a user with subordinate ids in our own /etc.
+
+    The checkout and the interpreter are in it too, for reading: they may lie below /root.
+    """
     with tempfile.TemporaryDirectory(prefix="bootc-storage-") as name:
         top = Path(name)
         top.chmod(0o755)
@@ -67,22 +71,30 @@ def place() -> Iterator[Path]:
             "subuid": f"other:1:5\ntester:{FIRST}:{COUNT}\n",
             "subgid": f"tester:{FIRST}:{COUNT}\n",
         }
-        bound = []
+        bound: list[str] = []
+
+        def bind(source: str, target: str) -> None:
+            process.run(["mount", "-o", "bind,ro", source, target])
+            bound.append(target)
+
         try:
             for file, text in files.items():
                 (top / file).write_text(text)
                 Path("/etc", file).touch()
-                process.run(["mount", "--bind", str(top / file), f"/etc/{file}"])
-                bound.append(f"/etc/{file}")
+                bind(str(top / file), f"/etc/{file}")
+            for path, name in ((str(TOP), CHECKOUT), (sys.prefix, PYTHON)):
+                (top / name).mkdir()
+                bind(path, str(top / name))
             yield top
         finally:
             for path in reversed(bound):
                 process.run(["umount", path])
 
 
-def as_user(code: str, *argv: str) -> list[str]:
+def as_user(place: Path, code: str, *argv: str) -> list[str]:
     ids = ("--reuid", str(USER), "--regid", str(USER), "--clear-groups")
-    return ["setpriv", *ids, "--", sys.executable, "-c", code, str(TOP), *argv]
+    python = place / PYTHON / "bin" / os.path.basename(sys.executable)
+    return ["setpriv", *ids, "--", str(python), "-c", code, str(place / CHECKOUT), *argv]
 
 
 def rootless_store(top: Path) -> tuple[StoreBuilder, Path]:
@@ -126,13 +138,15 @@ def test_a_users_store(place: Path) -> None:
     repo = place / "repo"
     repo.mkdir()
     os.chown(repo, USER, USER)
-    made = as_user(PULL, "--repo", f"{repo}/r", "init", "--insecure")
+    made = as_user(place, PULL, "--repo", f"{repo}/r", "init", "--insecure")
     process.run(made, cwd="/")
     process.run(
-        as_user(PULL, "--repo", f"{repo}/r", "oci", "pull", store.imgref("rootless:1"), "t"),
+        as_user(place, PULL, "--repo", f"{repo}/r", "oci", "pull", store.imgref("rootless:1"), "t"),
         cwd="/",
     )
-    listed = process.run(as_user(PULL, "--repo", f"{repo}/r", "oci", "images"), cwd="/").stdout
+    listed = process.run(
+        as_user(place, PULL, "--repo", f"{repo}/r", "oci", "images"), cwd="/"
+    ).stdout
     assert "t " in listed
     objects = sorted(path.read_bytes() for path in (repo / "r/objects").glob("??/*"))
     for content in (b"s" * 500, b"k" * 500, b"o" * 500):
@@ -146,9 +160,9 @@ def test_a_user_without_subordinate_ids_is_told(place: Path) -> None:
     repo = place / "repo"
     repo.mkdir()
     os.chown(repo, USER, USER)
-    process.run(as_user(PULL, "--repo", f"{repo}/r", "init", "--insecure"), cwd="/")
+    process.run(as_user(place, PULL, "--repo", f"{repo}/r", "init", "--insecure"), cwd="/")
     done = process.run(
-        as_user(PULL, "--repo", f"{repo}/r", "oci", "pull", store.imgref("rootless:1"), "t"),
+        as_user(place, PULL, "--repo", f"{repo}/r", "oci", "pull", store.imgref("rootless:1"), "t"),
         cwd="/",
         check=False,
     )
@@ -160,7 +174,7 @@ def test_a_user_without_subordinate_ids_is_told(place: Path) -> None:
 
 def test_the_helper_ends_with_a_parent_that_is_killed(place: Path) -> None:
     _, secret = rootless_store(place)
-    argv = as_user(HOLD, str(secret))
+    argv = as_user(place, HOLD, str(secret))
     with process.running(argv, stdout=process.PIPE, cwd="/") as child:
         assert child.stdout is not None
         assert child.stdout.readline().strip() == b"s" * 100

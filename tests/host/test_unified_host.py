@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from bootc.deploy.sysroot import Sysroot
 from bootc.deploy.unified import Unify, copies_allowed, find_unified_storage
 from bootc.deploy.unified_pull import fetch
 from bootc.errors import BootcError, find_hint
-from bootc.linux import blockdev, mount
+from bootc.linux import blockdev, mount, reflink
 from bootc.oci.model import INDEX
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.claims import claim_name
@@ -344,37 +345,91 @@ def test_without_reflinks_nothing_is_begun(in_memory: Path, registry: Registry) 
     assert machine.menu() == [machine.sysroot.booted]
 
 
-@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
-def test_files_share_extents_where_they_can(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, registry: Registry, kind: str
-) -> None:
+@pytest.fixture(params=["btrfs", "xfs"])
+def reflinks(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A file system that has them."""
     # A short path: a socket lies below it.
     disk, mounted = tmp_path / "disk", tmp_path_factory.mktemp("m")
     with disk.open("wb") as image:
         image.truncate(512 << 20)
-    process.run([f"mkfs.{kind}", str(disk)])
+    process.run([f"mkfs.{request.param}", str(disk)])
     process.run(["mount", "-o", "loop", str(disk), str(mounted)])
     try:
-        machine = MockMachine(mounted / "m")
-        machine.install(publish(registry, "1"))
-        target = parse_imgref(publish(registry, "2", "2"))
-        update.switch(machine.sysroot, target, unify=Unify(wanted=True))
-        assert not copies_allowed(str(machine.root))
-        storage = storage_of(machine)
-        [file] = Path(storage.path).glob("overlay/*/diff/usr/version")
-        assert file.read_bytes() == b"2" * 10_000
-        [big] = Path(storage.path).glob("overlay/*/diff/usr/big")
-        assert big.read_bytes() == BIG
-        reboot(machine)
-        publish(registry, "3", "2")
-        upgrade(machine)
-        stored = list(Path(storage.path).glob("overlay/*/diff/usr/version"))
-        assert len(stored) == 2
-        for path in stored:
-            assert "shared" in process.run(["filefrag", "-v", str(path)]).stdout, path
-        check(machine)
+        yield mounted
     finally:
         process.run(["umount", str(mounted)])
+
+
+def assert_shared(storage: BootcStorage, *names: str) -> None:
+    """Extents of these files, of all images of the storage, are somebody else's, too."""
+    for name in names:
+        stored = list(Path(storage.path).glob(f"overlay/*/diff/{name}"))
+        assert stored, name
+        for path in stored:
+            assert "shared" in process.run(["filefrag", "-v", str(path)]).stdout, path
+
+
+def test_what_was_there_is_shared_when_a_system_becomes_unified(
+    reflinks: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    machine = MockMachine(reflinks / "m")
+    machine.install(publish(registry, "1"))
+    assert set_unified(machine.sysroot).changed
+    storage = storage_of(machine)
+    assert_shared(storage, "usr/big", "usr/version")
+    assert [path.read_bytes() for path in Path(storage.path).glob("overlay/*/diff/usr/big")] == [
+        BIG
+    ]
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    check(machine)
+
+
+def test_where_nothing_can_be_shared_that_is_said_once(
+    in_memory: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = MockMachine(in_memory / "m")
+    machine.install(publish(registry, "1"))
+    assert set_unified(machine.sysroot, allow_copy=True).changed
+    [said] = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert said.startswith("the files of the image are stored twice, until updates")
+    check(machine)
+
+
+def test_files_that_differ_are_never_shared(reflinks: Path) -> None:
+    size = 40 << 10
+    (reflinks / "one").write_bytes(bytes(size))
+    (reflinks / "same").write_bytes(bytes(size))
+    (reflinks / "other").write_bytes(bytes(size - 1) + b"1")
+    with ExitStack() as stack:
+        one, same, other = (
+            stack.enter_context(open(reflinks / name, "rb")).fileno()
+            for name in ("one", "same", "other")
+        )
+        assert reflink.share(same, one, size) == size
+        assert reflink.share(other, one, size) == 0
+    assert (reflinks / "other").read_bytes() == bytes(size - 1) + b"1"
+
+
+def test_files_share_extents_where_they_can(reflinks: Path, registry: Registry) -> None:
+    machine = MockMachine(reflinks / "m")
+    machine.install(publish(registry, "1"))
+    target = parse_imgref(publish(registry, "2", "2"))
+    update.switch(machine.sysroot, target, unify=Unify(wanted=True))
+    assert not copies_allowed(str(machine.root))
+    storage = storage_of(machine)
+    [file] = Path(storage.path).glob("overlay/*/diff/usr/version")
+    assert file.read_bytes() == b"2" * 10_000
+    [big] = Path(storage.path).glob("overlay/*/diff/usr/big")
+    assert big.read_bytes() == BIG
+    reboot(machine)
+    publish(registry, "3", "2")
+    upgrade(machine)
+    assert len(list(Path(storage.path).glob("overlay/*/diff/usr/version"))) == 2
+    assert_shared(storage, "usr/version")
+    check(machine)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +454,7 @@ def test_a_pull_that_fails_leaves_nothing(
     assert sorted(os.listdir(tmp_path / "run")) == ["storage-run"]
     registry.faults = ()
     fetched = fetch_image(storage, image, lambda line: None)
-    assert fetched.image.names == (f"{registry.address}/os:1", claim_name(fetched.digest))
+    assert set(fetched.image.names) == {f"{registry.address}/os:1", claim_name(fetched.digest)}
 
 
 def test_layers_that_are_there_are_told_as_such(tmp_path: Path, registry: Registry) -> None:
