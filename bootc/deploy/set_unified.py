@@ -4,7 +4,8 @@
 It is copied from the machine's own storage, if podman has the very same image there, and pulled
 from where updates come from otherwise: the booted one by its digest; if its registry does not have
 that any more, what its tag names now. Then it is imported into the repository, which proves that it
-can be. From then on all updates go by the storage (`unified`).
+can be, and what the repository had of it before becomes the same extents. From then on all updates
+go by the storage (`unified`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass, replace
 from bootc import paths
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
+from bootc.composefs.stored import PulledImage
 from bootc.deploy import messages
 from bootc.deploy.progress import Observer
+from bootc.deploy.shared_files import share_files
 from bootc.deploy.source import check_signature_policy, open_image
 from bootc.deploy.sysroot import Sysroot, read_origin
 from bootc.deploy.unified import (
@@ -31,7 +34,8 @@ from bootc.deploy.unified import (
 )
 from bootc.deploy.unified_pull import Importing, fetch
 from bootc.errors import BootcError, chain_text
-from bootc.log import step
+from bootc.log import show_size, step
+from bootc.oci.layout import FilesSource, ImageSource
 from bootc.oci.reference import ImageReference, Transport
 from bootc.podman.claims import stored_name
 from bootc.podman.command import host_podman, need_podman
@@ -95,8 +99,9 @@ def set_unified(
     ):
         told = Importing(tell)
         tag = f"{paths.TAG_PREFIX}{source.manifest_digest}"
-        pull(repo, source, reference=booted.image.imgref, tag=tag, on_progress=told.report)
+        pulled = pull(repo, source, reference=booted.image.imgref, tag=tag, on_progress=told.report)
         repo.sync()
+        _share(repo, source, pulled)
     tell.end()
     _log.info(
         "the system uses unified storage: %s",
@@ -104,6 +109,29 @@ def set_unified(
         extra={"MESSAGE_ID": messages.UNIFIED},
     )
     return Unified(image=booted.image, digest=fetched.digest, changed=True)
+
+
+def _share(repo: Repository, source: ImageSource, pulled: PulledImage) -> None:
+    """Store once what the repository had before; a failure costs room, and is a warning."""
+    there = [layer for layer in pulled.layers if layer.entries is None]
+    if not there:
+        return
+    found = None
+    if isinstance(source, FilesSource):
+        with step("share its files with the repository"):
+            try:
+                found = share_files(repo, source, there)
+            except (BootcError, OSError) as error:
+                _log.warning("not all files of the image are shared: %s", chain_text(error))
+                return
+    if found is None:
+        _log.warning(
+            "the files of the image are stored twice, until updates have replaced them: the file "
+            "system of %s cannot share what exists",
+            repo.path,
+        )
+    else:
+        _log.info("  %d files, %s", found.files, show_size(found.size))
 
 
 def _fetch(
