@@ -275,7 +275,10 @@ def rebuild(package: Path, top: Path, *, under: Sequence[str] = ()) -> list[Path
     """Build the binary packages of an SRPM with the shim, `under` a command; their paths."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     defines = {"_topdir": str(top), "__python3": sys.executable, "python3_version": version}
-    argv = [*under, "rpmbuild", "--rebuild", "--nodeps", "--load", str(SHIM)]
+    # Not --load: since 4.20 a build for noarch reads the macros of the path again, and only those.
+    shown = re.search(r"^Macro path: (.+)$", process.run(["rpmbuild", "--showrc"]).stdout, re.M)
+    assert shown is not None
+    argv = [*under, "rpmbuild", "--rebuild", "--nodeps", f"--macros={shown[1]}:{SHIM}"]
     for name, value in defines.items():
         argv += ["--define", f"{name} {value}"]
     process.run([*argv, str(package)])
