@@ -36,14 +36,17 @@ class GivenUpError(BootcError):
 
 
 class RepositoryLock:
-    """A shared lock from the constructor's end to `release`; `fd` is borrowed."""
+    """A shared lock from the constructor's end to `release`; `fd` is borrowed.
 
-    def __init__(self, fd: int, path: str) -> None:
+    Raises `GivenUpError` when `give_up` says so while it waits.
+    """
+
+    def __init__(self, fd: int, path: str, give_up: GiveUp | None = None) -> None:
         self._fd = fd
         self._path = path
         found = os.fstat(fd)
         self._key = (found.st_dev, found.st_ino)
-        _wait(fd, fcntl.LOCK_SH, f"wait for the garbage collection of {path}")
+        _wait(fd, fcntl.LOCK_SH, f"wait for the garbage collection of {path}", give_up)
         with _guard:
             _held[self._key] += 1
 

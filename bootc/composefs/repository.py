@@ -123,6 +123,7 @@ class Repository:
         secure: bool = True,
         erofs_version: int = 1,
         extra_versions: tuple[int, ...] = (),
+        give_up: GiveUp | None = None,
     ) -> Self:
         """Make a repository, or open the one that is there if it is the same kind.
 
@@ -138,7 +139,7 @@ class Repository:
                 os.rmdir(where)
             raise
         fs.sync_directory(os.path.dirname(os.path.abspath(where)))
-        repo = cls.open(where)
+        repo = cls.open(where, give_up=give_up)
         if secure and not repo.secure:
             repo.close()
             raise BootcError(
@@ -155,14 +156,15 @@ class Repository:
         upgrade: bool = False,
         erofs_version: int | None = None,
         insecure: bool = False,
+        give_up: GiveUp | None = None,
     ) -> Self:
         """Open the repository at `path` with a shared lock; close it, or use `with`.
 
         `upgrade` also opens an old one without meta.json, and writes that if it may write at all.
         For as long as this handle is open, `erofs_version` is the format of images, and `insecure`
-        puts up with objects that have no fs-verity.
+        puts up with objects that have no fs-verity. For `give_up` see `RepositoryLock`.
         """
-        repo, _ = cls._open(path, upgrade=upgrade, erofs_version=erofs_version)
+        repo, _ = cls._open(path, upgrade=upgrade, erofs_version=erofs_version, give_up=give_up)
         repo.secure = repo.secure and not insecure
         return repo
 
@@ -173,6 +175,7 @@ class Repository:
         *,
         upgrade: bool,
         erofs_version: int | None = None,
+        give_up: GiveUp | None = None,
     ) -> tuple[Self, bool]:
         """The repository and whether it was upgraded."""
         where = os.fspath(path)
@@ -185,7 +188,7 @@ class Repository:
             ) from error
         held = None
         try:
-            held = RepositoryLock(fd, where)
+            held = RepositoryLock(fd, where, give_up)
             found = load_metadata(fd, where)
             upgraded = found is None
             if found is None:
@@ -214,6 +217,7 @@ class Repository:
         algorithm: Algorithm | None = None,
         secure: bool = True,
         erofs_version: int = 1,
+        give_up: GiveUp | None = None,
     ) -> tuple[Self, OpenStatus]:
         """Open whatever repository is at `path`, upgraded if it is old, or make one.
 
@@ -227,9 +231,10 @@ class Repository:
                 algorithm=algorithm or Algorithm.SHA512,
                 secure=secure,
                 erofs_version=erofs_version,
+                give_up=give_up,
             )
             return made, OpenStatus.CREATED
-        repo, upgraded = cls._open(where, upgrade=True)
+        repo, upgraded = cls._open(where, upgrade=True, give_up=give_up)
         if algorithm not in (None, repo.algorithm):
             repo.close()
             raise BootcError(

@@ -237,6 +237,41 @@ def test_collecting_waits_for_other_processes_as_long_as_the_client(
     assert (again["result"]["objects_removed"] > 5) is leaves
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("OpenRepository", {"path": "{}"}),
+        ("EnsureRepository", {"path": "{}"}),
+        ("InitRepository", {"path": "{}", "algorithm": "fsverity-sha256-12", "insecure": True}),
+        ("ListImageRefs", {"handle": 0}),
+    ],
+)
+def test_who_leaves_while_another_process_collects_is_noticed(
+    filled: Path, caplog: pytest.LogCaptureFixture, method: str, parameters: dict[str, object]
+) -> None:
+    caplog.set_level("INFO")
+    given = {key: str(filled) if value == "{}" else value for key, value in parameters.items()}
+    argv = [sys.executable, "-c", HOLDER.replace("LOCK_SH", "LOCK_EX"), str(filled)]
+    with (
+        serving(Options(default=str(filled))) as served,
+        process.running(argv, stdin=process.PIPE, stdout=process.PIPE) as holder,
+    ):
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(served.listener.getsockname())
+        send(client, method, **given)
+        wait_until(lambda: f"wait for the garbage collection of {filled} …" in caplog.text)
+        client.close()
+        # While the other one is at it still.
+        wait_until(lambda: f"wait for the garbage collection of {filled}: failed" in caplog.text)
+        assert served.repository("EnsureRepository", path=str(filled.parent / "new"), insecure=True)
+        holder.stdin.close()
+        holder.wait(20)
+    assert [one for one in caplog.records if one.levelname != "INFO"] == []
+
+
 @pytest.mark.parametrize("name", ["", "nope", "a\0b", "..", "refs/x", "0" * 64])
 def test_unknown_images_are_typed_errors(served: Served, filled: Path, name: str) -> None:
     handle = served.open(filled)

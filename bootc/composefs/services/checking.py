@@ -8,13 +8,12 @@ from dataclasses import asdict
 from bootc.composefs.erofs_reader import collect_objects
 from bootc.composefs.fsck import check_repository
 from bootc.composefs.gc import collect_garbage
-from bootc.composefs.locks import GivenUpError
 from bootc.composefs.oci_fsck import check_images
 from bootc.composefs.repository import NotFoundError
-from bootc.composefs.services.handles import need_handle
+from bootc.composefs.services.handles import need_handle, while_wanted
 from bootc.composefs.services.replies import REPOSITORY, fail
 from bootc.composefs.services.stored_images import need_image
-from bootc.varlink import Call, ClientGoneError, Reply
+from bootc.varlink import Call, Reply
 
 
 def fsck(call: Call) -> Reply:
@@ -37,10 +36,9 @@ def gc(call: Call) -> Reply:
         if "\0" in root:
             raise fail(REPOSITORY, "NoSuchRef", reference=root)
     try:
-        give_up = call.cancelled.wait
-        result = collect_garbage(repo, roots=roots, dry_run=dry_run, give_up=give_up)
-    except GivenUpError:
-        raise ClientGoneError from None
+        with while_wanted():
+            give_up = call.cancelled.wait
+            result = collect_garbage(repo, roots=roots, dry_run=dry_run, give_up=give_up)
     except NotFoundError as error:
         missing = next((root for root in roots if root in error.message), error.message)
         raise fail(REPOSITORY, "NoSuchRef", reference=missing) from error

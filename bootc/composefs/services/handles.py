@@ -18,11 +18,14 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bootc.composefs.locks import GivenUpError
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError, chain_text
-from bootc.varlink import Call, Connection, VarlinkError
+from bootc.varlink import Call, ClientGoneError, Connection, VarlinkError
 
 HANDLES_MAX = 64
 """Repositories that one connection may have open; each takes up to 260 descriptors."""
@@ -128,7 +131,9 @@ def _open_default(call: Call, handles: Handles, interface: str) -> Handle | None
     if not isinstance(options, Options) or options.default is None:
         return None
     try:
-        return handles.add(open_repository(options.default, options), number=DEFAULT)
+        return handles.add(open_repository(options.default, options, call), number=DEFAULT)
+    except ClientGoneError:
+        raise
     except (BootcError, OSError) as error:
         raise VarlinkError(f"{interface}.RepoNotFound", {"message": chain_text(error)}) from error
 
@@ -138,14 +143,19 @@ def set_options(call: Call, options: Options) -> None:
     call.connection.state[_OPTIONS] = options
 
 
-def open_repository(path: str, options: Options) -> Repository:
-    """Open a repository as the service's options say."""
-    repo = Repository.open(
-        path,
-        upgrade=options.upgrade,
-        erofs_version=options.erofs_version,
-        insecure=options.insecure,
-    )
+def open_repository(path: str, options: Options, call: Call) -> Repository:
+    """Open a repository as the service's options say; wait for others as long as the client does.
+
+    Raises `ClientGoneError` when it is gone.
+    """
+    with while_wanted():
+        repo = Repository.open(
+            path,
+            upgrade=options.upgrade,
+            erofs_version=options.erofs_version,
+            insecure=options.insecure,
+            give_up=call.cancelled.wait,
+        )
     if options.require_verity and not repo.secure:
         repo.close()
         raise BootcError(f"{path} does not require fs-verity")
@@ -153,6 +163,15 @@ def open_repository(path: str, options: Options) -> Repository:
         repo.close()
         raise BootcError(f"{path} is configured for {repo.algorithm.identifier}")
     return repo
+
+
+@contextmanager
+def while_wanted() -> Iterator[None]:
+    """Say of a wait for a repository's lock that was given up that the client is gone."""
+    try:
+        yield
+    except GivenUpError:
+        raise ClientGoneError from None
 
 
 def user_repository() -> str | None:

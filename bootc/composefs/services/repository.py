@@ -16,10 +16,11 @@ from bootc.composefs.services.handles import (
     new_number,
     open_repository,
     user_repository,
+    while_wanted,
 )
 from bootc.composefs.services.replies import REPOSITORY, fail, told
 from bootc.errors import BootcError
-from bootc.varlink import Call, Reply, VarlinkError
+from bootc.varlink import Call, ClientGoneError, Reply, VarlinkError
 
 SYSTEM = "/sysroot/composefs"
 
@@ -50,12 +51,16 @@ def init_repository(call: Call, options: Options) -> Reply:
     existed = os.path.lexists(os.path.join(path, "meta.json"))
     try:
         os.makedirs(os.path.dirname(path.rstrip("/")) or "/", exist_ok=True)
-        Repository.init(
-            path,
-            algorithm=algorithm or Algorithm.SHA512,
-            secure=not call.parameters.get("insecure"),
-            erofs_version=1 if options.erofs_version is None else options.erofs_version,
-        ).close()
+        with while_wanted():
+            Repository.init(
+                path,
+                algorithm=algorithm or Algorithm.SHA512,
+                secure=not call.parameters.get("insecure"),
+                erofs_version=1 if options.erofs_version is None else options.erofs_version,
+                give_up=call.cancelled.wait,
+            ).close()
+    except ClientGoneError:
+        raise
     except BootcError as error:
         if existed:
             raise _invalid(told(error)) from error
@@ -66,13 +71,15 @@ def init_repository(call: Call, options: Options) -> Reply:
 def ensure_repository(call: Call, options: Options) -> Reply:
     path, algorithm = _path(call), _algorithm(call)
     os.makedirs(os.path.dirname(path.rstrip("/")) or "/", exist_ok=True)
-    repo, status = Repository.ensure(
-        path,
-        # One that exists keeps its configuration, whatever it is.
-        algorithm=None if is_repository(path) else algorithm,
-        secure=not call.parameters.get("insecure"),
-        erofs_version=1 if options.erofs_version is None else options.erofs_version,
-    )
+    with while_wanted():
+        repo, status = Repository.ensure(
+            path,
+            # One that exists keeps its configuration, whatever it is.
+            algorithm=None if is_repository(path) else algorithm,
+            secure=not call.parameters.get("insecure"),
+            erofs_version=1 if options.erofs_version is None else options.erofs_version,
+            give_up=call.cancelled.wait,
+        )
     repo.close()
     return Reply({"status": status.value})
 
@@ -95,7 +102,9 @@ def open_(call: Call, options: Options) -> Reply:
     if handles.is_full:
         raise _invalid(f"this connection has {HANDLES_MAX} repositories open: close one")
     try:
-        repo = open_repository(path, options)
+        repo = open_repository(path, options, call)
+    except ClientGoneError:
+        raise
     except (BootcError, OSError) as error:
         raise fail(REPOSITORY, "RepoNotFound", message=told(error)) from error
     handle = new_number()
