@@ -9,29 +9,83 @@ JUnit: one testsuite a plan, one testcase a test, valid by the schema that Jenki
 errors; `skip` is skipped; `pass` and `info` pass. That schema knows properties of a testsuite only:
 `seconds:PHASE`, and for tests `TEST seconds:PHASE`, `TEST reboots` and `TEST subresult:NAME`. What
 is wrong with a plan's machine stands in the testsuite's `system-err`.
+
+As long as a run is at work, its folder has a file `.running`, locked by flock(2). The file without
+the lock tells that the run was killed before it could write its reports.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import re
+import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from bootc.errors import BootcError
 from bootc.jsonutil import pretty
 from vmtests import page
 from vmtests.readiness import plain
 from vmtests.results import Outcome, Phase, PlanResult, RunResult, TestResult, to_json
 
+_log = logging.getLogger(__name__)
+_RESULTS = "results.json"
+_RUNNING = ".running"
 _FAILURES = (Outcome.FAIL, Outcome.WARN)
 _ERRORS = (Outcome.ERROR, Outcome.PENDING)
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[None]:
+    """A folder for the results of one run, which is that of the block.
+
+    Results of a former run there are removed, be they whole or not; those of other runs in folders
+    of their own below it stay. Raises `BootcError` for a folder with anything else in it, and while
+    another run writes there.
+    """
+    if folder.is_dir() and not _is_ours(folder) and not all(map(_is_ours, folder.iterdir())):
+        raise BootcError(
+            f"{folder} is not empty and holds no results of ours",
+            hint="give a folder that does not exist yet, as TMT_LOG_DIR",
+        )
+    mark = folder / _RUNNING
+    killed = mark.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with mark.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BootcError(
+                f"another run is writing its results to {folder}",
+                hint="wait for its end, or give another folder, as TMT_LOG_DIR",
+            ) from None
+        if killed:
+            _log.warning("%s: what a run that was killed left there is removed", folder)
+        for path in folder.iterdir():
+            if path == mark or _is_ours(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / _RESULTS).is_file() or (path / _RUNNING).is_file()
+
+
 def write_reports(run: RunResult, folder: Path) -> None:
     """Write all reports, each at once or not at all."""
     for name, text in (
-        ("results.json", pretty(to_json(run))),
+        (_RESULTS, pretty(to_json(run))),
         ("junit.xml", junit(run)),
         ("report.html", page.render(run)),
     ):

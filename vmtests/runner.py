@@ -61,7 +61,6 @@ _log = logging.getLogger(__name__)
 
 OUTPUT = "output.txt"
 _OUTPUT_TAIL = 64 * 1024
-_FORMER = "results.json"
 
 
 class CommandAnswer(Protocol):
@@ -142,41 +141,30 @@ def run_plans(
 ) -> RunResult:
     """Run the selected plans below `root` one after the other, and write the reports to `out_dir`.
 
-    `out_dir` is made anew; a folder that holds something else than reports is refused. The reports
-    are also written when the run is interrupted.
+    `out_dir` is made anew (`report.fresh_folder`). The reports are also written when the run is
+    interrupted.
     """
     settings = settings or Settings()
     plans = select_plans(load_plans(root, context), filters, full=full)
-    _fresh(out_dir)
-    started, clock = datetime.now(UTC), time.monotonic()
-    runs = [_PlanRun(plan, out_dir, settings) for plan in plans]
-    try:
-        with tempfile.TemporaryDirectory(prefix="booted-tests-") as scratch:
-            tree = Path(scratch) / "tree"
-            _copy_tree(root, tree)
-            for run in runs:
-                with step(f"plan {run.plan.name}"):
-                    run.go(provide, tree)
-    finally:
-        result = RunResult(
-            started=started,
-            seconds=time.monotonic() - clock,
-            plans=tuple(run.result() for run in runs),
-            context=context,
-        )
-        report.write_reports(result, out_dir)
-    return result
-
-
-def _fresh(out_dir: Path) -> None:
-    if out_dir.exists():
-        if any(out_dir.iterdir()) and not (out_dir / _FORMER).is_file():
-            raise BootcError(
-                f"{out_dir} is not empty and holds no results of ours",
-                hint="give a folder that does not exist yet",
+    with report.fresh_folder(out_dir):
+        started, clock = datetime.now(UTC), time.monotonic()
+        runs = [_PlanRun(plan, out_dir, settings) for plan in plans]
+        try:
+            with tempfile.TemporaryDirectory(prefix="booted-tests-") as scratch:
+                tree = Path(scratch) / "tree"
+                _copy_tree(root, tree)
+                for run in runs:
+                    with step(f"plan {run.plan.name}"):
+                        run.go(provide, tree)
+        finally:
+            result = RunResult(
+                started=started,
+                seconds=time.monotonic() - clock,
+                plans=tuple(run.result() for run in runs),
+                context=context,
             )
-        shutil.rmtree(out_dir)
-    out_dir.mkdir(parents=True)
+            report.write_reports(result, out_dir)
+    return result
 
 
 def _copy_tree(root: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -407,6 +408,61 @@ def test_results_of_the_last_run_are_replaced(bench: Bench) -> None:
     shutil.rmtree(bench.guest.base / "tmt")
     bench.run()
     assert not (bench.out / "stale").exists()
+
+
+KILLED = """
+import os, sys
+from contextlib import contextmanager
+from pathlib import Path
+from vmtests.runner import run_plans
+@contextmanager
+def provide(plan):
+    os.kill(os.getpid(), 9)
+    yield
+run_plans((), provide, Path(sys.argv[1]), root=Path(sys.argv[2]), context={})
+"""
+
+
+def test_what_a_killed_run_left_is_replaced_and_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.add("a", "exit 0")
+    argv = [sys.executable, "-c", KILLED, str(bench.out), str(bench.root)]
+    assert process.run(argv, check=False, env={"PYTHONPATH": str(CHECKOUT)}).status == -9
+    assert not (bench.out / "results.json").exists()
+    (bench.out / "all").mkdir(exist_ok=True)
+    (bench.out / "all/half").write_text("")
+    bench.run()
+    [said] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert said == f"{bench.out}: what a run that was killed left there is removed"
+    assert not (bench.out / "all/half").exists()
+    assert (bench.out / "results.json").exists()
+    assert not (bench.out / ".running").exists()
+
+
+def test_results_of_other_runs_below_stay(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of each combination of a full run, which may not even have been one here before."""
+    bench.add("a", "exit 0")
+    for name in ("btrfs", "dracut"):
+        (bench.out / name).mkdir(parents=True)
+        (bench.out / name / "results.json").write_text("{}")
+    bench.run()
+    shutil.rmtree(bench.guest.base / "tmt")
+    bench.run()
+    assert (bench.out / "btrfs/results.json").read_text() == "{}"
+    assert (bench.out / "dracut/results.json").exists()
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_the_results_of_a_run_that_goes_on_are_left_alone(bench: Bench) -> None:
+    bench.add("a", "exit 0")
+    with (
+        report.fresh_folder(bench.out),
+        pytest.raises(BootcError, match="another run is writing"),
+    ):
+        bench.run()
+    assert bench.asked == []
+    bench.run()
 
 
 def test_a_foreign_folder_is_left_alone(bench: Bench) -> None:
