@@ -15,7 +15,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from vmtests import constraints, dev, disk, image, machine, paths, report, runne
 from vmtests import interop as interops
 from vmtests.axes import Filesystem, Initrd
 from vmtests.disk import BaseDisk
+from vmtests.domain import Disk, MachineSpec
 from vmtests.guest_storage import podman_disks, with_podman
 from vmtests.image import BuiltImage
 from vmtests.machine import Machine
@@ -59,16 +60,37 @@ def results_folder(opts: BcvkInstallOpts) -> Path:
     return paths.CHECKOUT / opts.log_dir
 
 
+def _build(opts: BcvkInstallOpts) -> BuiltImage:
+    built = image.build_image(opts)
+    image.check_image(built, opts)
+    return built
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """What a provider does, one after the other; each can be another's."""
+
+    build: Callable[[BcvkInstallOpts], BuiltImage] = _build
+    install: Callable[..., AbstractContextManager[BaseDisk]] = disk.installed_disk
+    describe: Callable[..., MachineSpec] = dev.installed_spec
+    add_disks: Callable[[BuiltImage, Path], AbstractContextManager[Sequence[Disk]]] = podman_disks
+    start: Callable[..., AbstractContextManager[Machine]] = machine.start_machine
+    restore: Callable[..., AbstractContextManager[Machine]] = snapshot.booted_machine
+
+
 class Provider:
     """Machines for plans: from the booted-memory cache, or booted, with the image that they want.
 
     An image and its disk are made when the first plan wants them, and stay until the end.
     """
 
-    def __init__(self, session: Session, scratch: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, session: Session, scratch: Path, stack: ExitStack, steps: Steps | None = None
+    ) -> None:
         self.session = session
         self.scratch = scratch
         self._stack = stack
+        self._steps = steps or Steps()
         self._ready: dict[PlanImage, _Ready] = {}
 
     def __call__(self, plan: Plan) -> AbstractContextManager[Machine]:
@@ -81,25 +103,29 @@ class Provider:
             opts = self.session.opts
             if wanted is PlanImage.PODMAN:
                 opts = with_podman(opts)
-            built = image.build_image(opts)
-            image.check_image(built, opts)
+            built = self._steps.build(opts)
             base = self._stack.enter_context(
-                disk.installed_disk(built, opts, self.session.accel(), self.session.hypervisor)
+                self._steps.install(built, opts, self.session.accel(), self.session.hypervisor)
             )
             found = self._ready[wanted] = _Ready(image=built, base=base)
         return found
+
+    def prepare_for(self, plans: Sequence[Plan]) -> None:
+        """What most of these plans need, if any of them does; the rest waits for its plan."""
+        if any(plan.image is PlanImage.PLAIN for plan in plans):
+            self.prepare(PlanImage.PLAIN)
 
     @contextmanager
     def _memory(self) -> Iterator[Machine]:
         where = self.scratch / "memory"
         base = self.prepare(PlanImage.PLAIN).base
-        spec = dev.installed_spec(base, where, name="bootc-tmt", session=self.session)
+        spec = self._steps.describe(base, where, name="bootc-tmt", session=self.session)
         # The cache makes its own overlays; its entries must stand on what stays.
         disks = tuple(replace(one, path=base.path) for one in spec.disks)
         spec = replace(spec, disks=disks)
         cache = paths.CACHE / MEMORY
         snapshot.prune_snapshots(cache)
-        with snapshot.booted_machine(
+        with self._steps.restore(
             self.session.hypervisor(),
             spec,
             key=self.session.key,
@@ -113,13 +139,13 @@ class Provider:
     def _boot(self, wanted: PlanImage) -> Iterator[Machine]:
         where = self.scratch / "booted"
         ready = self.prepare(wanted)
-        spec = dev.installed_spec(ready.base, where, name="bootc-tmt", session=self.session)
+        spec = self._steps.describe(ready.base, where, name="bootc-tmt", session=self.session)
         with ExitStack() as stack:
             if wanted is PlanImage.PODMAN:
-                more = stack.enter_context(podman_disks(ready.image, where))
+                more = stack.enter_context(self._steps.add_disks(ready.image, where))
                 spec = replace(spec, disks=(*spec.disks, *more))
             yield stack.enter_context(
-                machine.start_machine(self.session.hypervisor(), spec, key=self.session.key)
+                self._steps.start(self.session.hypervisor(), spec, key=self.session.key)
             )
 
 
@@ -139,8 +165,7 @@ def _provider(opts: BcvkInstallOpts, plans: Sequence[Plan]) -> Iterator[Provider
         scratch = paths.MACHINES / session.name
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         provide = Provider(session, scratch, stack)
-        if any(plan.image is PlanImage.PLAIN for plan in plans):
-            provide.prepare(PlanImage.PLAIN)
+        provide.prepare_for(plans)
         yield provide
 
 
@@ -189,7 +214,11 @@ _SHARING = "plans/podman"
 """Where files share extents it takes another way; btrfs has both that and fs-verity."""
 
 
-def _wanted(opts: BcvkInstallOpts, default: Mapping[str, str]) -> Sequence[str]:
+def wanted_plans(opts: BcvkInstallOpts, default: Mapping[str, str]) -> Sequence[str]:
+    """The filters of a combination in a full run, when `default` is the context of the given one.
+
+    None: every plan.
+    """
     if context(opts) == default:
         return ()
     return (*_EVERYWHERE, _SHARING) if opts.filesystem is Filesystem.BTRFS else _EVERYWHERE
@@ -202,7 +231,7 @@ def _tmt_full(given: BcvkInstallOpts, filters: Sequence[str]) -> int:
         begin = time.monotonic()
         out = results_folder(opts) / name
         try:
-            result = run_tmt(opts, filters or _wanted(opts, default), out, full=True)
+            result = run_tmt(opts, filters or wanted_plans(opts, default), out, full=True)
             answer(report.summary(result, out))
             status, said = result.exit_status, report.tally(result).strip()
         except BootcError as error:
