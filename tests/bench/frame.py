@@ -7,8 +7,9 @@ A/B. A side is a command; its value is the seconds from its start to its end, or
 in its output (then the row names the unit).
 
 Memory is the largest resident set of the command or of a child that it waited for, in MiB, as
-wait4(2) tells it. What the kernel counts begins before the command is executed, so a small program
-shows the size of this one (about 20 MiB). This one stays small: what is large, `in_process` makes.
+wait4(2) tells it. What the kernel counts begins before the command is executed, with the size of
+the process that starts it. So that isn't this one, but an interpreter that has imported nothing:
+less than its 10 MiB can't be told.
 
 A row without `theirs` is judged by its own value and memory alone.
 """
@@ -21,7 +22,6 @@ import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,15 @@ from bootc.errors import BootcError, ProcessError
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
+_STARTER = """
+import os, sys, time
+start = time.perf_counter()
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+seconds = time.perf_counter() - start
+with open(sys.argv[1], "w") as file:
+    print(seconds, os.waitstatus_to_exitcode(status), usage.ru_maxrss, file=file)
+"""
 TIMEOUT = 1800.0
 """Seconds that one run may take."""
 
@@ -189,25 +198,30 @@ def run_side(side: Side) -> Run:
     if side.prepare is not None:
         side.prepare()
     env = {"PYTHONPATH": str(ROOT), **side.env}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
-        with process.running(side.argv, env=env, cwd="/", stdout=out, stderr=err) as child:
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        tempfile.NamedTemporaryFile("r") as found,
+    ):
+        starter = (sys.executable, "-IS", "-c", _STARTER, found.name, *side.argv)
+        with process.running(starter, env=env, cwd="/", stdout=out, stderr=err) as child:
             timer = threading.Timer(TIMEOUT, os.killpg, (child.pid, signal.SIGKILL))
             timer.start()
             try:
-                # Popen.wait would lose what the kernel says about the memory of this one child.
-                _, status, usage = os.wait4(child.pid, 0)
+                code = child.wait()
             finally:
                 timer.cancel()
-            seconds = time.perf_counter() - start
         out.seek(0)
         err.seek(0)
         output = out.read().decode("utf-8", "replace")
-        code = os.waitstatus_to_exitcode(status)
+        # Nothing was found of a program that is not there, or of one that had to be killed.
+        numbers = found.read().split()
+        if numbers:
+            code = int(numbers[1])
         if code != 0:
             raise ProcessError(side.argv, code, err.read().decode("utf-8", "replace"))
-    value = seconds if side.value is None else side.value(output)
-    return Run(value=value, rss=usage.ru_maxrss / 1024, output=output)
+    value = float(numbers[0]) if side.value is None else side.value(output)
+    return Run(value=value, rss=int(numbers[2]) / 1024, output=output)
 
 
 def in_process(call: str) -> None:

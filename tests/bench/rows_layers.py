@@ -18,7 +18,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from tests.bench.frame import Make, Row, Side
 from tests.bench.rows_oci import _large_tar
-from tests.bench.sample import Setup
+from tests.bench.sample import Setup, retire
 from tests.ocibuild import TYPES, write_blob
 
 SIZE = int(os.environ.get("BENCH_LAYER_MIB", "700"))
@@ -124,7 +123,7 @@ def _row(folder: Path, setup: Setup, *, ratio_max: float) -> Row:
 
 def _empty(*repositories: Path) -> None:
     for path in repositories:
-        shutil.rmtree(path, ignore_errors=True)
+        retire(path)
         Repository.init(path, algorithm=Algorithm.SHA256, secure=False).close()
     os.sync()
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bootc.errors import BootcError
+from bootc.errors import BootcError, ProcessError
 from tests.bench import bench
 from tests.bench.frame import Result, Row, Run, Side, measure, run_side, table
 from tests.bench.rows_digest import openssl_speed
-from tests.bench.sample import Setup, make_tree
+from tests.bench.sample import Setup, make_tree, retire
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -47,7 +47,35 @@ def test_bench_measures_memory_and_values_of_the_child() -> None:
     large = run_side(Side(label="large", argv=python("x = b'x' * (200 << 20)")))
     assert large.rss > 200 > small.rss > 0
     assert run_side(Side(label="v", argv=python("print(42)"), value=float)).value == 42
+    assert run_side(Side(label="s", argv=python("import time; time.sleep(0.3)"))).value > 0.3
     assert openssl_speed("+R:1:sha256:1.0\n+F:25:sha256:1118270060.61\n") == 1118.27006061
+
+
+def test_bench_counts_only_the_memory_of_the_child() -> None:
+    ours = b"x" * (300 << 20)
+    small = run_side(Side(label="small", argv=python("pass")))
+    assert small.rss < 100 < len(ours)
+
+
+def test_bench_says_which_command_failed() -> None:
+    with pytest.raises(ProcessError, match="that was bad") as failed:
+        run_side(Side(label="bad", argv=python("import sys; sys.exit('that was bad')")))
+    assert failed.value.status == 1
+    with pytest.raises(ProcessError, match="no-such-program"):
+        run_side(Side(label="none", argv=("no-such-program",)))
+
+
+def test_retired_trees_take_no_room_and_keep_their_inodes(tmp_path: Path) -> None:
+    for number in range(2):
+        tree = tmp_path / "repo"
+        (tree / "folder").mkdir(parents=True)
+        (tree / "folder/file").write_bytes(b"x" * 5000)
+        inode = (tree / "folder/file").stat().st_ino
+        retire(tree)
+        assert not tree.exists()
+        left = [p for p in (tmp_path / "retired").rglob("file") if p.stat().st_ino == inode]
+        assert [p.stat().st_size for p in left] == [0], number
+    retire(tmp_path / "nothing")
 
 
 def test_bench_prepares_each_run_and_compares_outputs(tmp_path: Path) -> None:
