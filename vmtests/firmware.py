@@ -11,19 +11,26 @@ in the order of their names. What we read of it:
                       "nvram-template": {"filename", "format"}}
     targets          [{"architecture": "x86_64", "machines": ["pc-q35-*", …]}, …]
     features         "secure-boot", "requires-smm", "enrolled-keys", …
+
+A format is "raw" or "qcow2" (Fedora's and CentOS's 4 MB builds). A plain build is taken before one
+of qcow2, which is made plain in the cache: so machines, and their saved memory, know one form.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootc.errors import BootcError, FormatError
 from bootc.jsonutil import Reader, read_object
-from vmtests.domain import Uefi
+from vmtests import paths
+from vmtests.domain import DiskFormat, Uefi
+from vmtests.qcow2 import convert_to_raw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,8 @@ class Firmware:
     enrolled: bool
     """The template holds its vendor's keys."""
     descriptor: Path
+    format: DiskFormat
+    """Of both files."""
 
 
 def descriptor_folders() -> list[Path]:
@@ -74,7 +83,8 @@ def _parse(reader: Reader, path: Path) -> Firmware | None:
     if not any(_fits(target) for target in targets):
         return None
     executable, template = mapping.table("executable"), mapping.table("nvram-template")
-    if executable.text("format") != "raw" or template.text("format") != "raw":
+    form = executable.text("format")
+    if form != template.text("format") or form not in list(DiskFormat):
         return None
     features = reader.texts("features")
     return Firmware(
@@ -83,6 +93,7 @@ def _parse(reader: Reader, path: Path) -> Firmware | None:
         secure="secure-boot" in features,
         enrolled="enrolled-keys" in features,
         descriptor=path,
+        format=DiskFormat(form),
     )
 
 
@@ -92,29 +103,48 @@ def _fits(target: Reader) -> bool:
 
 
 def find_firmware(*, secure: bool, folders: Sequence[Path] | None = None) -> Firmware | None:
-    """A build with Secure Boot and no keys yet, or one without Secure Boot."""
-    for found in iter_firmware(folders):
-        if found.secure == secure and not found.enrolled:
-            return found
-    return None
+    """A build with Secure Boot and no keys yet, or one without Secure Boot; a plain one if any."""
+    fitting = [
+        found for found in iter_firmware(folders) if found.secure == secure and not found.enrolled
+    ]
+    # Stable: within a format the distribution's order stays.
+    return min(fitting, key=lambda found: found.format is not DiskFormat.RAW, default=None)
 
 
-def need_firmware(*, secure: bool) -> Firmware:
-    found = find_firmware(secure=secure)
+def need_firmware(*, secure: bool, folders: Sequence[Path] | None = None) -> Firmware:
+    """What `find_firmware` finds, as raw files. Raises `BootcError` if there is none."""
+    found = find_firmware(secure=secure, folders=folders)
     if found is None:
         kind = "with" if secure else "without"
         raise BootcError(
             f"there is no UEFI firmware {kind} Secure Boot for QEMU's q35",
             hint="Debian: apt-get install ovmf; Fedora: dnf install edk2-ovmf",
         )
-    return found
+    if found.format is DiskFormat.RAW:
+        return found
+    code, template = _as_raw(found.code), _as_raw(found.vars_template)
+    return replace(found, code=code, vars_template=template, format=DiskFormat.RAW)
 
 
-def prepare_uefi(folder: Path, *, secure: bool = False, variables: Path | None = None) -> Uefi:
-    """UEFI for one machine: a copy of the variables (or of `variables`) in its own `folder`."""
+def _as_raw(image: Path) -> Path:
+    """The raw form of a qcow2 file, made once for each version of it."""
+    found = image.stat()
+    key = hashlib.sha256(f"{image}\n{found.st_size}\n{found.st_mtime_ns}".encode()).hexdigest()
+    raw = paths.CACHE / "firmware" / f"{key[:16]}-{image.stem}.fd"
+    if not raw.exists():
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=raw.parent) as scratch:
+            fresh = Path(scratch, raw.name)
+            convert_to_raw(image, fresh)
+            fresh.rename(raw)
+    return raw
+
+
+def prepare_uefi(folder: Path, *, secure: bool = False) -> Uefi:
+    """UEFI for one machine, with a copy of the variables in its own `folder`."""
     firmware = need_firmware(secure=secure)
     own = folder / "efivars.fd"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(variables or firmware.vars_template, own)
+    shutil.copyfile(firmware.vars_template, own)
     own.chmod(0o600)
     return Uefi(code=firmware.code, vars=own, secure=secure)

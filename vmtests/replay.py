@@ -184,12 +184,6 @@ def open_replay(log: WriteLog, base: Path, folder: Path) -> Iterator[Replay]:
         image.unlink(missing_ok=True)
 
 
-def convert_base(source: Path, target: Path) -> None:
-    """The qcow2 image `source`, with all that it stands on, as a sparse raw image."""
-    program = process.need_program("qemu-img", hint="install it: apt-get install qemu-utils")
-    process.run([program, "convert", "-O", "raw", str(source), str(target)], timeout=_COPY_LIMIT)
-
-
 def copy_sparse(source: Path, target: Path) -> None:
     """Copy a file; its holes stay holes. Where the file system can, the blocks are shared."""
     argv = ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)]

@@ -9,7 +9,8 @@ import pytest
 
 from bootc import process
 from vmtests.blklog import count_entries, open_log
-from vmtests.replay import Fate, Point, convert_base, open_replay
+from vmtests.qcow2 import convert_to_raw
+from vmtests.replay import Fate, Point, open_replay
 
 COMMANDS = [
     "write -P 17 0 64k",
@@ -50,8 +51,8 @@ def test_log_of_qemu_replays_to_the_disk_of_qemu(tmp_path: Path, sector: int) ->
     argv = ["qemu-io", "--image-opts", image]
     process.run([*argv, *(word for one in COMMANDS for word in ("-c", one))], timeout=60)
 
-    convert_base(base, tmp_path / "base.raw")
-    convert_base(disk, tmp_path / "after.raw")
+    convert_to_raw(base, tmp_path / "base.raw")
+    convert_to_raw(disk, tmp_path / "after.raw")
     with (
         open_log(path) as log,
         open_replay(log, tmp_path / "base.raw", tmp_path) as replay,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vmtests.domain import DiskFormat
 from vmtests.firmware import find_firmware, iter_firmware
 
 
@@ -17,6 +18,7 @@ def describe(
     features: list[str],
     exists: bool = True,
     kind: str = "uefi",
+    form: str = "raw",
     **changes: Any,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,8 +30,8 @@ def describe(
         "interface-types": [kind],
         "mapping": {
             "device": "flash",
-            "executable": {"filename": str(code), "format": "raw"},
-            "nvram-template": {"filename": str(template), "format": "raw"},
+            "executable": {"filename": str(code), "format": form},
+            "nvram-template": {"filename": str(template), "format": form},
         },
         "targets": [{"architecture": "x86_64", "machines": ["pc-i440fx-*", "pc-q35-*"]}],
         "features": features,
@@ -67,3 +69,16 @@ def test_earlier_folder_hides_later_one(tmp_path: Path) -> None:
     (tmp_path / "etc" / "70-y.json").write_text("")
     found = list(iter_firmware([tmp_path / "etc", tmp_path / "usr"]))
     assert [build.code.parent.name for build in found] == ["etc"]
+
+
+def test_a_plain_build_comes_before_one_of_qcow2(tmp_path: Path) -> None:
+    describe(tmp_path, "40-4m", features=[], form="qcow2")
+    only = find_firmware(secure=False, folders=[tmp_path])
+    assert only is not None
+    assert (only.code.name, only.format) == ("40-4m.code", DiskFormat.QCOW2)
+    describe(tmp_path, "41-2m", features=[])
+    describe(tmp_path, "42-2m", features=[])
+    describe(tmp_path, "10-new", features=[], form="vmdk")
+    plain = find_firmware(secure=False, folders=[tmp_path])
+    assert plain is not None
+    assert (plain.code.name, plain.format) == ("41-2m.code", DiskFormat.RAW)

@@ -35,8 +35,8 @@ from vmtests.cuts import find_problems, next_deployment, object_names, recovered
 from vmtests.domain import DiskFormat
 from vmtests.machine import Machine
 from vmtests.options import BcvkInstallOpts
-from vmtests.qcow2 import make_qcow2
-from vmtests.replay import Fate, Point, convert_base, open_replay, plan_points
+from vmtests.qcow2 import convert_to_raw, make_qcow2
+from vmtests.replay import Fate, Point, open_replay, plan_points
 from vmtests.session import open_session
 from vmtests.updates import (
     UPGRADE_LIMIT,
@@ -191,7 +191,7 @@ def upgrade(machine: Machine) -> str | None:
 def look_at_disk(updates: Updates, allowed: set[str]) -> str | None:
     """The disk as the cut left it, without booting it; returns what boots next."""
     with fast_folder() as folder:
-        convert_base(updates.disk, folder / "disk.raw")
+        convert_to_raw(updates.disk, folder / "disk.raw")
         with recovered(folder / "disk.raw", folder / "files") as found:
             assert find_problems(found.sysroot, unsealed=found.unsealed) == []
             following = next_deployment(found.sysroot)
@@ -271,7 +271,7 @@ def record(updates: Updates, folder: Path) -> Recording:
     log.touch()
     updates.publish()
     base = folder / "base.raw"
-    convert_base(updates.spec().disks[0].path, base)
+    convert_to_raw(updates.spec().disks[0].path, base)
     with updates.boot(updates.spec(write_log=log)) as machine:
         old = deployment_of(read_status(machine), "booted")
         machine.run("sync")
