@@ -30,11 +30,7 @@ def firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mapping[role] = {"filename": str(made), "format": "qcow2"}
     document = {
         "interface-types": ["uefi"],
-        "mapping": {
-            "device": "flash",
-            "executable": flash["code"],
-            "nvram-template": flash["vars"],
-        },
+        "mapping": mapping,
         "targets": [{"architecture": "x86_64", "machines": ["pc-q35-*"]}],
         "features": [],
     }
