@@ -63,7 +63,7 @@ class DigestProcess:
                 return found
         return digest_fd(fd, algorithm)
 
-    def digests(self, contents: Sequence[bytes], algorithm: Algorithm) -> list[bytes]:
+    def digests(self, contents: Sequence[bytes | memoryview], algorithm: Algorithm) -> list[bytes]:
         """The digests of `contents`, which are best so many that a message is worth it."""
         if (
             not self._useless
@@ -77,7 +77,9 @@ class DigestProcess:
                 return [found[at : at + width] for at in range(0, len(found), width)]
         return [digest_bytes(content, algorithm) for content in contents]
 
-    def _ask(self, contents: Sequence[bytes], fds: list[int], algorithm: Algorithm) -> bytes:
+    def _ask(
+        self, contents: Sequence[bytes | memoryview], fds: list[int], algorithm: Algorithm
+    ) -> bytes:
         """The digests, one after another; nothing if there is no process that could tell."""
         expected = algorithm.size * (len(contents) or 1)
         try:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from bootc import fs
 from bootc.composefs.blobs import CHUNK, HashingReader, Readable, decompressed, reading_ahead
-from bootc.composefs.digest import Algorithm
+from bootc.composefs.digest import Algorithm, Buffer
 from bootc.composefs.splitstream import OCI_BLOB, OCI_LAYER, SplitStreamWriter
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import FormatError
@@ -36,6 +36,9 @@ OUTSTANDING_MAX = 32 << 20
 """Bytes of contents that may wait for the workers in memory."""
 FILES_MAX = 96
 """Open files that may wait for them: several layers are read at once, and 1024 is a usual limit."""
+COPIED_BELOW = 16 << 10
+"""Bytes: a larger content in memory is a view of what was read, which saves a sixth of the parser's
+CPU time. A smaller one is copied, so that it doesn't keep what lies around it."""
 INLINE_RUN_MAX = 256 << 20
 ENTRIES_KEPT = 50_000
 
@@ -84,12 +87,9 @@ class ImportInput:
     def header(self) -> bytes:
         end = self._at + BLOCK
         if end > len(self._data):
-            self._refill(BLOCK)
-            end = self._at + BLOCK
-            if end > len(self._data):
-                if self._at == len(self._data):
-                    return b""
-                raise self._too_early()
+            if self._at == len(self._data) and not self._next_piece():
+                return b""
+            return self._inline_across(BLOCK)
         block = self._data[self._at : end]
         self._at = end
         return block
@@ -97,9 +97,7 @@ class ImportInput:
     def inline(self, size: int) -> bytes:
         whole = size + -size % BLOCK
         if self._at + whole > len(self._data):
-            self._refill(whole)
-            if self._at + whole > len(self._data):
-                raise self._too_early()
+            return self._inline_across(whole)[:size]
         content = self._data[self._at : self._at + size]
         self._at += whole
         return content
@@ -111,15 +109,13 @@ class ImportInput:
         self._cut()
         self._run = 0
         if end <= len(self._data):
-            item = Item(leaf, size, self._data[self._at : end])
+            if size < COPIED_BELOW:
+                item = Item(leaf, size, self._data[self._at : end])
+            else:
+                item = Item(leaf, size, memoryview(self._data)[self._at : end])
             self._at = end
         elif size <= SPOOL:
-            self._refill(size)
-            end = self._at + size
-            if end > len(self._data):
-                raise self._too_early()
-            item = Item(leaf, size, self._data[self._at : end])
-            self._at = end
+            item = Item(leaf, size, self._across(size))
         else:
             item = Item(leaf, size, fd=self._spool(size))
         self._put(item)
@@ -138,17 +134,14 @@ class ImportInput:
         padding = -size % BLOCK
         if padding:
             if self._at + padding > len(self._data):
-                self._refill(padding)
-                if self._at + padding > len(self._data):
-                    raise self._too_early()
-            self._at += padding
+                self._inline_across(padding)
+            else:
+                self._at += padding
 
     def drain(self) -> None:
-        while True:
+        self._at = len(self._data)
+        while self._next_piece():
             self._at = len(self._data)
-            self._refill(1)
-            if not self._data:
-                return
 
     def store_all(self) -> tuple[Entry, ...] | None:
         """Store what the tar has; its entries, unless they are too many to keep.
@@ -187,6 +180,7 @@ class ImportInput:
         """End the piece of inline data that has been read."""
         if self._at > self._inline_from:
             self._segments.append(self._data[self._inline_from : self._at])
+            self._batch.memory += self._at - self._inline_from
             self._run += self._at - self._inline_from
             if self._run > INLINE_RUN_MAX:
                 raise FormatError(
@@ -196,22 +190,42 @@ class ImportInput:
                 )
         self._inline_from = self._at
 
-    def _refill(self, need: int) -> None:
-        """Read until `need` bytes lie ahead, or up to the end of the stream."""
+    def _next_piece(self) -> bool:
+        """Go on to the next piece of the stream, as this one is consumed; False at the end."""
         self._cut()
-        pieces = [self._data[self._at :]]
-        have = len(pieces[0])
-        while have < need:
-            piece = self._stream.read(CHUNK)
-            if not piece:
-                break
-            pieces.append(piece)
-            have += len(piece)
-            if self._base + self._at + have > self._max:
-                raise self._too_large()
-        self._base += self._at
-        self._data = b"".join(pieces)
+        self._base += len(self._data)
+        self._data = self._stream.read(CHUNK)
         self._at = self._inline_from = 0
+        if self._base + len(self._data) > self._max:
+            raise self._too_large()
+        return bool(self._data)
+
+    def _across(self, size: int) -> bytes:
+        """The next `size` bytes of a content, which don't all lie in this piece."""
+        parts: list[Buffer] = []
+        left = size
+        while left:
+            if self._at == len(self._data) and not self._next_piece():
+                raise self._too_early()
+            part = memoryview(self._data)[self._at : self._at + left]
+            parts.append(part)
+            left -= len(part)
+            self._at += len(part)
+            self._inline_from = self._at
+        return b"".join(parts)
+
+    def _inline_across(self, size: int) -> bytes:
+        """The next `size` bytes, which are inline and don't all lie in this piece."""
+        parts: list[Buffer] = []
+        left = size
+        while left:
+            if self._at == len(self._data) and not self._next_piece():
+                raise self._too_early()
+            part = self._data[self._at : self._at + left]
+            parts.append(part)
+            left -= len(part)
+            self._at += len(part)
+        return b"".join(parts)
 
     def _spool(self, size: int) -> int:
         """Write the next `size` bytes into an unnamed file and return its descriptor."""
@@ -219,10 +233,8 @@ class ImportInput:
         try:
             left = size
             while left:
-                if self._at == len(self._data):
-                    self._refill(1)
-                    if not self._data:
-                        raise self._too_early()
+                if self._at == len(self._data) and not self._next_piece():
+                    raise self._too_early()
                 piece = memoryview(self._data)[self._at : self._at + left]
                 fs.write_all(fd, piece)
                 left -= len(piece)

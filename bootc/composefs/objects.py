@@ -274,7 +274,7 @@ class ObjectStore:
         self._no_reflink.add(device)
         return None
 
-    def store(self, data: bytes, *, digest: bytes | None = None) -> bytes:
+    def store(self, data: bytes | memoryview, *, digest: bytes | None = None) -> bytes:
         """Store `data`, if it isn't there yet, and return its digest.
 
         `digest`, if the caller has computed it, is believed.

@@ -35,7 +35,7 @@ class Item:
 
     leaf: Leaf
     size: int
-    data: bytes = b""
+    data: bytes | memoryview = b""
     fd: int = -1
     twin: int = -1
     digest: bytes = b""
@@ -59,7 +59,7 @@ class Batch:
     items: list[Item] = field(default_factory=list)
     size: int = 0
     memory: int = 0
-    """Bytes of contents that are held in memory."""
+    """Bytes of contents, and of what lies between them, that are held in memory."""
     files: int = 0
     """Open files."""
     done: threading.Event = field(default_factory=threading.Event)
