@@ -14,7 +14,12 @@ from collections.abc import Generator
 from contextlib import ExitStack
 
 from bootc.composefs.assemble import XattrMode
-from bootc.composefs.committed import CommittedImage, NoBootImageError, commit_pulled
+from bootc.composefs.committed import (
+    CommittedImage,
+    NoBootImageError,
+    PlainImages,
+    commit_pulled,
+)
 from bootc.composefs.progress import Done, Event, Message, Progress, Skipped, Started
 from bootc.composefs.pull import pull
 from bootc.composefs.repository import Repository
@@ -115,16 +120,23 @@ class _Pull:
             local = LocalStorage.NATIVE
         elif given["local_fetch"] in _AUTO or given.get("storage_root") is not None:
             local = LocalStorage.AUTO
+        images = PlainImages(repo)
         with ExitStack() as stack:
             self._source = stack.enter_context(open_source(image, local=local))
             pulled = pull(
-                repo, self._source, reference=image, zerocopy=zerocopy, on_progress=self._report
+                repo,
+                self._source,
+                reference=image,
+                zerocopy=zerocopy,
+                on_progress=self._report,
+                meanwhile=images.make,
             )
             self._source = None
         self._report(Message(text="write the composefs image"))
         done = commit_pulled(
             repo,
             pulled,
+            plain_images=images,
             bootable=given["bootable"],
             expected=given.get("expected_digest"),
             xattrs=xattr_mode(self._call) or XattrMode.ALLOWLIST_ONLY,
