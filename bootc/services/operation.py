@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from bootc import process
+from bootc.varlink.call import ClientGoneError
 from bootc.varlink.message import Reply, VarlinkError
 from bootc.varlink.service import Call, Cancelled, Stream
 
@@ -43,6 +44,7 @@ def operate(call: Call, worker: Sequence[str] = WORKER) -> Stream:
     _log.info("%s, for process %d of user %d", call.method, peer.pid, peer.uid)
     request = {"method": call.method, "parameters": call.parameters}
     ended = False
+    wanted = True
     with process.running(worker, stdin=process.PIPE, stdout=process.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -58,8 +60,13 @@ def operate(call: Call, worker: Sequence[str] = WORKER) -> Stream:
                     return Reply(event["parameters"])
                 if kind == "Error":
                     raise VarlinkError(event["name"], event["parameters"])
-                if kind != "Start":
-                    yield Reply({"progress": {"type": kind, **event}})
+                if kind != "Start" and wanted:
+                    try:
+                        yield Reply({"progress": {"type": kind, **event}})
+                    except ClientGoneError:
+                        # The worker is told, too. If it is the service that ends, the client is
+                        # there still, and waits for how the operation ended.
+                        wanted = False
         finally:
             # Also when the client went away while it was told something: the operation ends first.
             if not ended:

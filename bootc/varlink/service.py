@@ -225,10 +225,13 @@ class _Run:
             return answer if isinstance(answer, Upgrade) else None
         if not hasattr(answer, "send"):
             raise TypeError("the handler gave no reply")
+        gone = False
         try:
             while True:
                 try:
-                    reply = next(answer)
+                    # A client is there still when it is the server that stops: the handler may
+                    # have something to say that is no reply.
+                    reply = answer.throw(ClientGoneError()) if gone else next(answer)
                 except StopIteration as end:
                     reply = end.value
                     if not isinstance(reply, Reply):
@@ -236,9 +239,10 @@ class _Run:
                     self._reply(reply, continues=False)
                     return reply if isinstance(reply, Upgrade) else None
                 with reply.fds:
-                    if self._cancelled.is_set():
+                    if gone:
                         raise ClientGoneError
-                    if self.more:
+                    gone = self._cancelled.is_set()
+                    if self.more and not gone:
                         self._reply(reply, continues=True)
         finally:
             answer.close()

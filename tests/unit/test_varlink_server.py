@@ -21,6 +21,7 @@ from bootc.varlink import (
     Call,
     Cancelled,
     Client,
+    ClientGoneError,
     Limits,
     Reply,
     Server,
@@ -488,6 +489,43 @@ def test_stop_cancels_and_waits() -> None:
         assert raw.recv(1) == b""
         assert s.handlers.events == ["wait: cancelled", "wait: closed"]
         s.server.stop()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_stream_that_is_stopped_can_say_how_it_ended(stubborn: bool) -> None:
+    """It is told once, and what it yields is not sent; if it then goes on, it is ended."""
+    told: list[str] = []
+
+    def count(call: Call) -> Stream:
+        yield Reply({"number": 1})
+        assert call.cancelled.wait(10)
+        try:
+            yield Reply({"number": 2})
+        except ClientGoneError:
+            told.append("gone")
+            if stubborn:
+                yield Reply({"number": 3})
+            raise VarlinkError(f"{T}.Refused", {"why": "stopped"}) from None
+        return Reply({"number": 4})
+
+    service = Service(vendor="a", product="b", version="1", url="https://example.org/")
+    service.add(INTERFACE, {"Count": count})
+    address = f"@bootc-test-{os.getpid()}"
+    with (
+        serving(service, bind(address)) as server,
+        Client.connect(f"unix:{address}", interfaces=[INTERFACE]) as client,
+    ):
+        replies = client.stream(f"{T}.Count", {"to": 4})
+        assert next(replies).parameters == {"number": 1}
+        server.stop()
+        with pytest.raises(BootcError if stubborn else VarlinkError) as caught:
+            next(replies)
+    assert told == ["gone"]
+    if stubborn:
+        assert "closed the connection" in str(caught.value)
+    else:
+        assert isinstance(caught.value, VarlinkError)
+        assert caught.value.parameters == {"why": "stopped"}
 
 
 def test_a_server_that_was_stopped_before_it_ran() -> None:
