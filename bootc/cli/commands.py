@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from bootc import log
 from bootc.cli import render
@@ -14,6 +15,7 @@ from bootc.errors import BootcError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bootc.cli.parser import Namespace
+    from bootc.deploy.progress import Observer
     from bootc.install.options import InstallOptions
 
 
@@ -74,7 +76,8 @@ def install_to_disk(arguments: Namespace) -> None:
         esp_size=size(arguments.esp_size) if arguments.esp_size else DEFAULT_ESP_SIZE,
     )
     need_root("install")
-    render.say(install(_install_options(arguments), disk).text)
+    with _install_observed(arguments) as observer:
+        render.say(install(_install_options(arguments), disk, observer=observer).text)
 
 
 def install_to_filesystem(arguments: Namespace) -> None:
@@ -92,7 +95,20 @@ def install_to_filesystem(arguments: Namespace) -> None:
         acknowledge_destructive=arguments.acknowledge_destructive,
     )
     need_root("install")
-    render.say(install(_install_options(arguments), target).text)
+    with _install_observed(arguments) as observer:
+        render.say(install(_install_options(arguments), target, observer=observer).text)
+
+
+@contextmanager
+def _install_observed(arguments: Namespace) -> Iterator[Observer | None]:
+    """Who is told of an install beside people: the reader of `--progress-fd`."""
+    if arguments.progress_fd is None:
+        yield None
+        return
+    from bootc.deploy.progress import INSTALLING, ProgressWriter, adopt_pipe
+
+    with ProgressWriter(adopt_pipe(arguments.progress_fd), steps=INSTALLING) as writer:
+        yield writer
 
 
 def _install_options(arguments: Namespace) -> InstallOptions:
@@ -114,6 +130,7 @@ def _install_options(arguments: Namespace) -> InstallOptions:
         generic_image=arguments.generic_image,
         disable_selinux=arguments.disable_selinux,
         enforce_sigpolicy=arguments.enforce_container_sigpolicy,
+        run_fetch_check=arguments.run_fetch_check,
         dry_run=arguments.dry_run,
         unified_storage=arguments.experimental_unified_storage,
         allow_copy=arguments.allow_copy,
@@ -123,12 +140,10 @@ def _install_options(arguments: Namespace) -> InstallOptions:
 def _refuse_unwritten(arguments: Namespace) -> None:
     """Options that bootc has and this release does not honour are refused, never ignored."""
     given = {
-        "--run-fetch-check": arguments.run_fetch_check,
         "--disable-selinux": arguments.disable_selinux,
         "--bound-images pull": arguments.bound_images == "pull",
         "--stateroot": arguments.stateroot not in (None, "default"),
         "--uki-addon": bool(arguments.uki_addon),
-        "--progress-fd": arguments.progress_fd is not None,
     }
     for name, wanted in given.items():
         if wanted:

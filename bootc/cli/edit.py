@@ -27,7 +27,7 @@ from dataclasses import replace
 
 from bootc import jsonutil, process
 from bootc.cli import render
-from bootc.errors import BootcError, FormatError
+from bootc.errors import BootcError, FormatError, advised
 from bootc.oci.reference import CONTAINER_POLICY, ImageReference, parse_imgref
 from bootc.spec import BootOrder, Host, HostSpec
 
@@ -46,7 +46,10 @@ def edited_text(host: Host, filename: str | None) -> str:
         path = f"{folder}/host.yaml"
         with open(path, "w", encoding="utf-8") as file:
             file.write(render.host_yaml(host))
-        with process.running([*argv, path], stdin=0) as editor:
+        with (
+            advised("there is no document", "nothing was changed; EDITOR names another editor"),
+            process.running([*argv, path], stdin=0) as editor,
+        ):
             status = editor.wait()
         if status != 0:
             raise BootcError(
@@ -57,8 +60,14 @@ def edited_text(host: Host, filename: str | None) -> str:
 
 
 def _read(path: str) -> str:
-    with open(path, "rb") as file:
-        data = file.read(_DOCUMENT_MAX + 1)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_DOCUMENT_MAX + 1)
+    except OSError as error:
+        raise BootcError(
+            f"cannot read {path}: {error.strerror}",
+            hint="--filename names a document like that of `bootc status --format yaml`",
+        ) from error
     if len(data) > _DOCUMENT_MAX:
         raise FormatError(path, None, "is larger than any Host document")
     return data.decode("utf-8", "replace")
@@ -163,11 +172,11 @@ def _scalar(text: str, source: str, number: int) -> str | None:
 def decide_edit(old: HostSpec, new: HostSpec) -> str | None:
     """ "image", "order", or None when nothing was changed. Raises `BootcError` for both at once."""
     image, order = old.image != new.image, old.boot_order is not new.boot_order
+    if image and new.image is None:
+        raise BootcError("spec.image cannot be removed", hint="name the image that is to run")
     if image and order:
         raise BootcError(
             "the image and the boot order cannot be changed at once",
             hint="change one, then the other",
         )
-    if image and new.image is None:
-        raise BootcError("spec.image cannot be removed", hint="name the image that is to run")
     return "image" if image else "order" if order else None

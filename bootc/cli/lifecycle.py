@@ -93,6 +93,10 @@ def _target(arguments: Namespace) -> ImageReference:
 
     from bootc.oci.reference import CONTAINER_POLICY, parse_imgref
 
+    if not arguments.target:
+        raise BootcError(
+            "TARGET is empty", hint="bootc switch quay.io/example/os:latest follows that image"
+        )
     target = parse_imgref(f"{arguments.transport}:{arguments.target}")
     if arguments.enforce_container_sigpolicy:
         target = replace(target, signature=CONTAINER_POLICY)

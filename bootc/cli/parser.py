@@ -47,9 +47,13 @@ def parse(argv: Sequence[str]) -> Namespace:
     found, rest = top.parse_known_args(list(argv[:3]) if words else list(argv))
     if words:
         found.words = words
-    if rest and not getattr(found, "not_yet", False):
+    not_yet = getattr(found, "not_yet", False)
+    if rest and not not_yet:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
-    _check_conflicts(found)
+    if found.verb is None:
+        build().error("name a VERB: bootc --help lists them")
+    if not not_yet:
+        _check_conflicts(found)
     return found
 
 
@@ -78,6 +82,8 @@ def _check_conflicts(found: Namespace) -> None:
     if found.verb == "status" and found.booted and found.sysroot is not None:
         build().error("argument --booted: not allowed with --sysroot, where nothing is booted")
     if found.verb.startswith("install.to-"):
+        if found.run_fetch_check and found.skip_fetch_check:
+            build().error("argument --run-fetch-check: not allowed with --skip-fetch-check")
         if found.target_transport and not found.target_imgref:
             build().error("argument --target-transport: needs --target-imgref")
         if found.allow_copy and not found.experimental_unified_storage:
@@ -94,7 +100,8 @@ def build(verb: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("-V", "--version", action="version", version=f"bootc {__version__}")
-    verbs = top.add_subparsers(metavar="VERB", required=True)
+    verbs = top.add_subparsers(metavar="VERB")
+    top.set_defaults(verb=None)
     one = {
         "status": _add_status,
         "upgrade": _add_upgrade,
@@ -370,8 +377,12 @@ def _add_shared(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take only updates that containers-policy.json(5) verifies",
     )
-    one.add_argument("--run-fetch-check", action="store_true", help="not yet")
-    one.add_argument("--skip-fetch-check", action="store_true", help="the default")
+    one.add_argument(
+        "--run-fetch-check",
+        action="store_true",
+        help="look, before anything is changed, whether updates can be read from --target-imgref",
+    )
+    one.add_argument("--skip-fetch-check", action="store_true", help="don't (the default)")
     _add_unified(one)
     one.add_argument("--disable-selinux", action="store_true", help="not yet")
     one.add_argument("--karg", action="append", default=[], metavar="ARG", help="a kernel argument")
@@ -391,7 +402,7 @@ def _add_shared(one: argparse.ArgumentParser) -> None:
         "--allow-missing-verity", action="store_true", help="boot although nothing enforces digests"
     )
     one.add_argument("--uki-addon", action="append", default=[], metavar="NAME", help="not yet")
-    one.add_argument("--progress-fd", type=int, metavar="N", help="not yet")
+    one.add_argument("--progress-fd", type=int, metavar="N", help=argparse.SUPPRESS)
     one.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
 
 

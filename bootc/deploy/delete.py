@@ -57,4 +57,4 @@ def find_deployment(found: list[Deployment], name: str) -> Deployment:
         return fits[0]
     problem = "is no deployment" if not fits else "fits several deployments"
     known = ", ".join(one.id[:16] for one in found)
-    raise BootcError(f"{name} {problem}", hint=f"there are: {known}")
+    raise BootcError(f"{name or 'an empty id'} {problem}", hint=f"there are: {known}")

@@ -57,7 +57,9 @@ def decide_rollback(
     if target is None:
         raise BootcError(
             "No rollback available" + (": its origin file is missing or damaged" if rest else ""),
-            hint="there is one after an update; bootc status shows what is deployed",
+            hint="what is staged is dropped by bootc delete-deployment ID; bootc status has its id"
+            if staged
+            else "there is one after an update; bootc status shows what is deployed",
         )
     others = [one for one in rest if one.id != target.id]
     return RollbackPlan(order=(target, booted, *others), reverting=False, drops_staged=staged)

@@ -29,7 +29,7 @@ from bootc.deploy.stage import (
     stage,
 )
 from bootc.deploy.state import Origin, Staged
-from bootc.deploy.sysroot import Sysroot, read_origin
+from bootc.deploy.sysroot import Deployment, Sysroot, read_origin
 from bootc.deploy.unified import Unify, through_storage
 from bootc.errors import BootcError, advised
 from bootc.log import show_size
@@ -295,7 +295,7 @@ def switch(
             with _image_to_stage(sysroot, facts, target, source, observer, unify) as (found, tell):
                 made = stage(sysroot, found, target, observer=tell)
         except SameImageError as error:
-            hint = _instead(error.role, target)
+            hint = _instead(error.existing, error.role, target)
             raise SameImageError(error.existing, error.role, hint=hint) from None
     return _finish(sysroot, made, layers, messages.SWITCH, observer)
 
@@ -393,7 +393,7 @@ def _refuse_same_manifest(sysroot: Sysroot, source: ImageSource) -> None:
             raise SameImageError(one, role_of(sysroot, one, mark))
 
 
-def _instead(role: str, target: ImageReference) -> str:
+def _instead(existing: Deployment, role: str, target: ImageReference) -> str:
     transport = "" if target.transport is Transport.REGISTRY else f"--transport {target.transport} "
     match role:
         case "booted":
@@ -402,11 +402,11 @@ def _instead(role: str, target: ImageReference) -> str:
                 f"{transport}{target.image}"
             )
         case "staged":
-            return "reboot to boot it, or drop it first: bootc rollback"
+            return f"reboot to boot it, or drop it: bootc delete-deployment {existing.id[:16]}"
         case "rollback":
             return "bootc rollback boots it"
         case _:
-            return "bootc status --verbose shows it; bootc delete-deployment ID removes it"
+            return f"bootc delete-deployment {existing.id[:16]} removes it"
 
 
 def _finish(

@@ -57,6 +57,7 @@ class InstallOptions:
     generic_image: bool = False
     disable_selinux: bool = False
     enforce_sigpolicy: bool = False
+    run_fetch_check: bool = False
     dry_run: bool = False
     unified_storage: bool = False
     allow_copy: bool = False

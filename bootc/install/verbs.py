@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 
 from bootc.deploy.image import ImageFacts, read_facts
 from bootc.deploy.progress import Observer, Observers, ProgressLog
+from bootc.deploy.source import open_image
 from bootc.deploy.sysroot import one_at_a_time
-from bootc.errors import BootcError
+from bootc.errors import BootcError, advised
 from bootc.install.config import InstallConfig, load_config
 from bootc.install.host_mounts import share_host_mounts
 from bootc.install.options import DiskOptions, FilesystemOptions, InstallOptions
@@ -130,6 +131,8 @@ def _install(
         if not facts.is_labelled_bootable or is_cheap_to_scan(reference, source):
             with step("look for a kernel in the image"):
                 need_kernel(source)
+        if options.run_fetch_check:
+            check_fetch(plan.target_image)
         if options.dry_run:
             return Result(plan=plan, installed=None)
         _log.info("Installing image: %s", plan.image.reference)
@@ -137,6 +140,19 @@ def _install(
         _log.info("Bootloader: %s", plan.bootloader)
         told = Observers([ProgressLog(), *([observer] if observer else [])])
         return Result(plan=plan, installed=apply_install(plan, source, observer=told))
+
+
+def check_fetch(target: ImageReference) -> None:
+    """Raise `BootcError` unless the image that updates will come from can be read from here."""
+    with (
+        step(f"look whether {target} can be read"),
+        advised(
+            "updates could not be read",
+            "is it there, and may this machine read it? Or leave out --run-fetch-check",
+        ),
+        open_image(target),
+    ):
+        pass
 
 
 @contextmanager

@@ -34,7 +34,6 @@ INTERFACE = "containers.bootc.install"
 E = TypeVar("E", bound=StrEnum)
 
 NOT_YET: dict[str, Callable[[object], bool]] = {
-    "options.runFetchCheck": bool,
     "options.disableSelinux": bool,
     "options.boundImages": lambda value: value == "pull",
     "options.stateroot": lambda value: value != "default",
@@ -136,6 +135,7 @@ def _options(given: Given) -> InstallOptions:
         root_ssh_authorized_keys=options.get("rootSshAuthorizedKeys"),
         generic_image=bool(options.get("genericImage")),
         enforce_sigpolicy=bool(options.get("enforceContainerSigpolicy")),
+        run_fetch_check=bool(options.get("runFetchCheck")),
         dry_run=bool(options.get("dryRun")),
         unified_storage=bool(options.get("experimentalUnifiedStorage")),
         allow_copy=bool(options.get("allowCopy")),

@@ -15,6 +15,7 @@ from bootc.cli.build_id import build_id
 from bootc.errors import BootcError
 
 IMAGE = ["--source-imgref", "oci:/nowhere"]
+INSTALL = ["install", "to-disk", "/dev/x", *IMAGE]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -47,11 +48,6 @@ def test_verbs_not_written_yet(verb: str, capsys: Capture) -> None:
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"error: `bootc {verb}` is not yet in this release"
     assert said[1].startswith("hint: ")
-
-
-def test_inner_verb_not_written_yet(capsys: Capture) -> None:
-    assert main.main(["install", "reset", "--experimental"]) == 1
-    assert "`bootc install reset` is not yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -118,12 +114,10 @@ def test_status_format_version(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "--run-fetch-check",
         "--disable-selinux",
         "--bound-images=pull",
         "--stateroot=x",
         "--uki-addon=a",
-        "--progress-fd=5",
     ],
 )
 def test_options_that_are_not_honoured_are_refused(option: str, capsys: Capture) -> None:
@@ -132,6 +126,38 @@ def test_options_that_are_not_honoured_are_refused(option: str, capsys: Capture)
     said = capsys.readouterr().err
     assert "cannot be done yet" in said
     assert option.partition("=")[0] in said
+
+
+@pytest.mark.parametrize("verb", parser.NOT_YET_INSTALL)
+def test_installs_that_are_not_there_say_so(verb: str, capsys: Capture) -> None:
+    assert main.main(["install", verb, "--experimental", "/target"]) == 1
+    assert f"`bootc install {verb}` is not yet in this release" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "name a VERB"),
+        (["--nope"], "unrecognized arguments: --nope"),
+        ([*INSTALL, "--run-fetch-check", "--skip-fetch-check"], "not allowed with"),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_named(
+    argv: list[str], said: str, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main.main(argv)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_empty_target_is_refused(capsys: Capture) -> None:
+    assert main.main(["switch", ""]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: TARGET is empty",
+        "hint: bootc switch quay.io/example/os:latest follows that image",
+    ]
 
 
 def test_error_is_one_line_and_a_hint(capsys: Capture) -> None:
@@ -190,7 +216,7 @@ def test_errors_of_verbs_carry_their_hint(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err == "error: outer second: inner\nhint: do this\n"
 
 
-@pytest.mark.parametrize("verb", [["upgrade"], ["switch", "quay.io/a/b"]])
+@pytest.mark.parametrize("verb", [["upgrade"], ["switch", "quay.io/a/b"], INSTALL])
 @pytest.mark.parametrize(
     ("number", "problem"),
     [("2", "must be a descriptor above 2"), ("987", "Bad file descriptor")],

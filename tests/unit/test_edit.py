@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootc.cli import edit, render
-from bootc.errors import BootcError, FormatError
+from bootc.errors import BootcError, FormatError, find_hint
 from bootc.oci.reference import CONTAINER_POLICY, ImageReference, Transport
 from bootc.spec import BootOrder, Host, HostSpec
 
@@ -83,8 +83,25 @@ def test_what_is_done() -> None:
     assert edit.decide_edit(back, SPEC) == "order"
     with pytest.raises(BootcError, match="cannot be changed at once"):
         edit.decide_edit(SPEC, replace(other, boot_order=BootOrder.ROLLBACK))
-    with pytest.raises(BootcError, match="cannot be removed"):
-        edit.decide_edit(SPEC, HostSpec())
+    for gone in (HostSpec(), HostSpec(boot_order=BootOrder.ROLLBACK)):
+        with pytest.raises(BootcError, match="cannot be removed"):
+            edit.decide_edit(SPEC, gone)
+
+
+def test_documents_and_editors_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(spec=SPEC)
+    for filename, editor, said in (
+        (f"{tmp_path}/none", "true", "cannot read .*/none: No such file"),
+        (str(tmp_path), "true", "cannot read .*: Is a directory"),
+        (None, f"{tmp_path}/none", "there is no document"),
+        (None, "false", "ended with status 1"),
+    ):
+        monkeypatch.setenv("EDITOR", editor)
+        with pytest.raises(BootcError, match=said) as caught:
+            edit.edited_text(host, filename)
+        assert find_hint(caught.value)
 
 
 def test_an_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,10 @@ from bootc.install.options import (
 from bootc.install.plan import InstallPlan, TargetPlan
 from bootc.install.run import kernel_arguments
 from bootc.oci.model import this_platform
-from bootc.oci.reference import ImageReference, Transport
+from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.spec import Bootloader
+from tests.ocibuild import write_layout
+from tests.sysroots import ImageContent
 
 ID = "ab" * 64
 REFERENCE = ImageReference(image="/x:tag", transport=Transport.OCI)
@@ -275,3 +277,11 @@ def test_no_container_and_no_source(tmp_path: Path) -> None:
     with pytest.raises(BootcError, match="not a container") as caught:
         verbs.read_container(str(tmp_path / "missing"))
     assert "--source-imgref" in (caught.value.hint or "")
+
+
+def test_where_updates_come_from_is_looked_at_when_asked_for(tmp_path: Path) -> None:
+    write_layout(tmp_path, [ImageContent("1").tar()], tag="os")
+    verbs.check_fetch(parse_imgref(f"oci:{tmp_path}:os"))
+    with pytest.raises(BootcError, match="has no tag 'none'") as caught:
+        verbs.check_fetch(parse_imgref(f"oci:{tmp_path}:none"))
+    assert caught.value.hint == "tags there: os"

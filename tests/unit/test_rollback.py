@@ -13,9 +13,11 @@ from bootc.deploy import state, update
 from bootc.deploy.delete import delete_deployment
 from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.rollback import rollback
+from bootc.deploy.stage import SameImageError
 from bootc.deploy.sysroot import read_deployments
 from bootc.deploy.update import UpgradeOptions
 from bootc.errors import BootcError
+from bootc.oci.reference import parse_imgref
 from tests.sysroots import ImageContent, MockMachine, follow, started
 
 NOTHING = UpgradeOptions()
@@ -43,6 +45,26 @@ def test_rollback_without_any(machine: MockMachine) -> None:
     started(machine)
     with pytest.raises(BootcError, match="No rollback available"):
         rollback(machine.sysroot)
+
+
+def test_what_is_staged_first_can_be_dropped_as_the_hints_say(machine: MockMachine) -> None:
+    """Where there is nothing to roll back to, `bootc rollback` could not do it."""
+    started(machine)
+    follow(machine, "2")
+    made = update.upgrade(machine.sysroot, NOTHING).staged
+    assert made is not None
+    with pytest.raises(BootcError, match="No rollback available") as caught:
+        rollback(machine.sysroot)
+    assert "bootc delete-deployment ID" in str(caught.value.hint)
+    same = parse_imgref(machine.image("same", ImageContent("2")))
+    with pytest.raises(SameImageError) as again:
+        update.switch(machine.sysroot, same)
+    named = f"bootc delete-deployment {made.id[:16]}"
+    assert str(again.value.hint).endswith(named)
+    delete_deployment(machine.sysroot, named.split()[-1])
+    assert not os.path.exists(machine.sysroot.staged_file)
+    with pytest.raises(BootcError, match="an empty id is no deployment"):
+        delete_deployment(machine.sysroot, "")
 
 
 def test_rollback_with_a_damaged_entry(machine: MockMachine) -> None:

@@ -109,7 +109,7 @@ def test_what_is_no_sysroot(path: str) -> None:
         ("ToDisk", {"options": {"boundImages": "pull"}}, "options.boundImages"),
         ("ToDisk", {"options": {"stateroot": "mine"}}, "options.stateroot"),
         ("ToDisk", {"options": {"ukiAddon": ["a"]}}, "options.ukiAddon"),
-        ("ToFilesystem", {"options": {"runFetchCheck": True}}, "options.runFetchCheck"),
+        ("ToFilesystem", {"options": {"disableSelinux": True}}, "options.disableSelinux"),
         ("ToFilesystem", {"bootMountSpec": "UUID=1"}, "bootMountSpec"),
         ("ToFilesystem", {"rootPath": "mnt"}, "rootPath"),
     ],

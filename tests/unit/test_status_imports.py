@@ -55,6 +55,7 @@ _OWN = {
     "bootc.linux.blockdev",
     "bootc.linux.libc",
     "bootc.linux.mount",
+    "bootc.linux.namespaces",
     "bootc.linux.newmount",
     "bootc.log",
     "bootc.oci",
