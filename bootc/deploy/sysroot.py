@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 
 from bootc import log, paths
 from bootc.boot import bls, entries, esp, kargs, loader_info
@@ -202,19 +203,23 @@ def _uki_arguments(sysroot: Sysroot, entry: bls.Entry) -> tuple[str, ...] | None
 
 
 def read_origin(sysroot: Sysroot, deployment: str) -> Origin | None:
-    """The origin of a deployment; None, and a warning, when it is missing or damaged."""
+    """The origin of a deployment; None, and a warning, when it is missing or damaged.
+
+    An update reads it a dozen times; a process warns once.
+    """
     try:
         origin = state.read_origin(sysroot.root, deployment)
     except (BootcError, OSError) as error:
-        _log.warning("%s", error, extra={"MESSAGE_ID": NO_ORIGIN})
+        _warn_once(sysroot.root, str(error))
         return None
     if origin is None:
-        _log.warning(
-            "deployment %s has a boot entry, but no origin file",
-            deployment,
-            extra={"MESSAGE_ID": NO_ORIGIN},
-        )
+        _warn_once(sysroot.root, f"deployment {deployment} has a boot entry, but no origin file")
     return origin
+
+
+@lru_cache(maxsize=256)
+def _warn_once(root: str, text: str) -> None:
+    _log.warning("%s", text, extra={"MESSAGE_ID": NO_ORIGIN})
 
 
 def is_container() -> bool:

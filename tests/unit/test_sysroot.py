@@ -65,6 +65,9 @@ def test_damaged_entries_and_origins_are_told_and_left_out(
     assert "bootc_mock-9-5.conf is left out" in caplog.text
     assert "is not an INI file" in caplog.text
     assert f"deployment {second} has a boot entry, but no origin file" in caplog.text
+    sysroots.read_deployments(machine.sysroot)
+    assert caplog.text.count("is not an INI file") == 1
+    assert caplog.text.count("no origin file") == 1
 
 
 def test_the_menu_is_exchanged_with_the_entries_of_other_systems(machine: MockMachine) -> None:
