@@ -66,12 +66,7 @@ class DigestStore:
         self._digester = FileDigester(Algorithm.SHA256)
         self._verity = self._clones = self._unnamed = True
         self._shards: dict[str, int] = {}
-        self._names = {
-            shard + name
-            for shard in os.listdir(path)
-            if len(shard) == 2
-            for name in os.listdir(os.path.join(path, shard))
-        }
+        self._names: set[str] | None = None
 
     def keep(self, path: bytes, size: int) -> bytes:
         """Store a file, if it isn't there yet: its digest, and b"\\1" if it is new, else b"\\0"."""
@@ -80,6 +75,9 @@ class DigestStore:
             before = os.fstat(source) if size >= _ROOM else None
             digest, content = self._digester.read(source, path, size)
             name = digest.hex()
+            if self._names is None:
+                # By each process, when it has work: the one that looks for files needn't wait.
+                self._names = self._list()
             if name in self._names:
                 return digest + b"\0"
             folder = self._open_shard(name[:2])
@@ -93,6 +91,15 @@ class DigestStore:
             os.close(source)
         self._names.add(name)
         return digest + b"\1"
+
+    def _list(self) -> set[str]:
+        """The names of all objects."""
+        return {
+            shard + name
+            for shard in os.listdir(self._path)
+            if len(shard) == 2
+            for name in os.listdir(os.path.join(self._path, shard))
+        }
 
     def _exists(self, folder: int, name: str) -> bool:
         return os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False)
