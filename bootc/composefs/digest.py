@@ -79,6 +79,15 @@ def _describe(function: Callable[[Buffer], _Hash], kernel: int, size: int, root:
     return function(_DESCRIPTOR.pack(1, kernel, 12, 0, 0, size, root)).digest()
 
 
+def digest_of_descriptor(descriptor: bytes, algorithm: Algorithm) -> bytes | None:
+    """The digest of a file with this descriptor; None if that isn't one of `algorithm`, of blocks
+    of 4096 bytes and without a salt: the digests of others look like ours and are none."""
+    if descriptor[:4] != bytes([1, algorithm.kernel, 12, 0]) or len(descriptor) != _DESCRIPTOR.size:
+        return None
+    # A signature's size isn't part of what is hashed.
+    return algorithm.function(descriptor[:4] + bytes(4) + descriptor[8:]).digest()
+
+
 def digest_bytes(data: Buffer, algorithm: Algorithm) -> bytes:
     """The fs-verity digest of a file that holds `data`."""
     function, width = algorithm.function, algorithm.size

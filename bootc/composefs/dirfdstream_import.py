@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bootc import fs
 from bootc.composefs.clones import clone_file
-from bootc.composefs.digest import Algorithm, Buffer
+from bootc.composefs.digest import Algorithm, Buffer, digest_of_descriptor
 from bootc.composefs.dirfdstream import SOURCE, Data, FileBacked, StreamReader, open_beneath
 from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import SPOOL, ImportedLayer, ImportInput
@@ -44,6 +44,7 @@ from bootc.composefs.splitstream import OCI_BLOB, OCI_LAYER, SplitStreamWriter
 from bootc.composefs.stored import layer_content_id, open_stream
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import BootcError, FormatError
+from bootc.linux.verity_descriptor import read_descriptor
 from bootc.oci.model import check_digest, digest_hasher
 from bootc.oci.tarstream import Entry
 from bootc.tree import Inline, Leaf, Stat
@@ -322,9 +323,11 @@ def make_item(
                 contents.hash_file(found, size)
             return Item(leaf, size, digest=digest)
     with _closing(contents.open(file)) as source:
+        measured = _measured(store, source)
         item = clone_file(store, leaf, source, size, contents.hash_either(size))
         if item is not None:
             _check_clone(store, item)
+            item.measured = measured
             return item
         if zerocopy:
             _check_link(source, file)
@@ -334,14 +337,23 @@ def make_item(
         if size <= SPOOL:
             data = b"".join(read_pieces(source, size))
             contents.hash(data)
-            return Item(leaf, size, data)
+            return Item(leaf, size, data, measured=measured)
         own = store.create()
         try:
             contents.hash_file(source, size, copy=own)
         except BaseException:
             store.discard(own)
             raise
-    return Item(leaf, size, fd=own, route=Route.COPIED)
+    return Item(leaf, size, fd=own, measured=measured, route=Route.COPIED)
+
+
+def _measured(store: ObjectStore, source: int) -> bytes:
+    """The digest of the file `source` if the kernel has it, and the store's kernel hasn't: so a
+    sealed file's content isn't hashed once more."""
+    if store.measures:
+        return b""
+    descriptor = read_descriptor(source)
+    return (descriptor and digest_of_descriptor(descriptor, store.algorithm)) or b""
 
 
 def _check_link(fd: int, file: FileBacked) -> None:

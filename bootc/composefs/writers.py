@@ -31,6 +31,9 @@ class Item:
     With both, `data` is what `fd` holds, so that it need not be read again. `twin` serves the same
     end for large files: the file that `fd` is a clone of, with a lease on it (`filelease`). Its
     pages are in memory, those of the clone are not.
+
+    `measured` is the digest, too, of contents still to be stored: as the kernel has it of the
+    sealed file where they come from.
     """
 
     leaf: Leaf
@@ -39,6 +42,7 @@ class Item:
     fd: int = -1
     twin: int = -1
     digest: bytes = b""
+    measured: bytes = b""
     route: Route = Route.WRITTEN
 
     @property
@@ -146,7 +150,9 @@ class WriterPool:
                 item.digest = store.adopt(fd, item.size, route=item.route, compute=compute)
                 item.close_twin()
             elif not item.digest:
-                item.digest = store.store(item.data, digest=known.get(number))
+                item.digest = store.store(
+                    item.data, digest=known.get(number) or item.measured or None
+                )
             item.data = b""
             item.leaf.content = External(item.size, item.digest)
 
@@ -155,7 +161,9 @@ class WriterPool:
         pays to compute all at once."""
         if self._hashing is None or self.store.measures:
             return {}
-        numbers = [number for number, item in enumerate(batch.items) if item.data]
+        numbers = [
+            number for number, item in enumerate(batch.items) if item.data and not item.measured
+        ]
         contents = [batch.items[number].data for number in numbers]
         return dict(
             zip(numbers, self._hashing.digests(contents, self.store.algorithm), strict=True)
@@ -167,6 +175,8 @@ class WriterPool:
         """The digest of what `fd` holds, by the cheapest way to read that."""
         if known is not None:
             return known
+        if item.measured:
+            return item.measured
         if item.data:
             return digest_bytes(item.data, algorithm)
         compute = digest_file if self._hashing is None else self._hashing.digest
