@@ -29,10 +29,11 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from bootc import fs
-from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
+from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd, digest_of_descriptor
 from bootc.composefs.metadata import no_verity
 from bootc.errors import BootcError
 from bootc.linux import fsverity, libc, reflink
+from bootc.linux.verity_descriptor import read_descriptor
 
 OBJECT_MODE = 0o644
 TEMPORARY = ".tmp-object-"
@@ -365,8 +366,15 @@ class ObjectStore:
             return False
         if not self._measures:
             return True
-        measured = fsverity.measure(source)
-        return measured is not None and measured[0] == self.algorithm.kernel
+        return self._sealed(source) is not None
+
+    def _sealed(self, source: int) -> bytes | None:
+        """The digest of a file that somebody else sealed, if he did it as it is done here.
+
+        What the kernel measures doesn't tell: with other blocks or a salt it is no object's name.
+        """
+        descriptor = read_descriptor(source)
+        return digest_of_descriptor(descriptor, self.algorithm) if descriptor else None
 
     def link(self, source: int, size: int, *, compute: Compute | None = None) -> bytes | None:
         """Make the file `source` (readable) itself an object; its digest, or None if it can't be.
@@ -375,9 +383,9 @@ class ObjectStore:
         """
         if not self.can_link(source):
             return None
-        measured = fsverity.measure(source) if self._measures else None
-        if measured is not None:
-            digest = measured[1]
+        sealed = self._sealed(source) if self._measures else None
+        if sealed is not None:
+            digest = sealed
         elif compute is not None:
             digest = compute(source, size, self.algorithm)
         else:
@@ -409,10 +417,10 @@ class ObjectStore:
                     if error.errno in (errno.ETXTBSY, *_NO_LINK):
                         return None
                     raise
-                measured = fsverity.measure(reading)
-                if measured is None or measured[0] != self.algorithm.kernel:
+                sealed = self._sealed(reading)
+                if sealed is None:
                     return None
-                digest = measured[1]
+                digest = sealed
             else:
                 digest = digest_fd(reading, self.algorithm)
             try:

@@ -144,8 +144,8 @@ with init() as repo:
     one, two, three = (repo.ensure_object(letter * 500) for letter in (b"1", b"2", b"3"))
     repo.write_image(b"no image", "name")
     names = [os.path.join(path, "objects", d.hex()[:2], d.hex()[2:]) for d in (one, two, three)]
+    os.setxattr(names[1], "user.fake-verity", os.getxattr(names[0], "user.fake-verity"))
     os.removexattr(names[0], "user.fake-verity")
-    os.setxattr(names[1], "user.fake-verity", one)
     refused = []
     for digest in (one, two):
         try:
@@ -251,6 +251,28 @@ with init(False) as repo:
         FAKE_BUSY="55",
     )
     assert said == {"links": 1, "hardlinked": 0, "digest": DIGEST.hex()}
+
+
+@pytest.mark.parametrize("head", [(1, 1, 10, 0), (1, 1, 12, 32)], ids=["small blocks", "a salt"])
+def test_source_that_was_sealed_in_another_way_is_not_linked(
+    world: World, head: tuple[int, ...]
+) -> None:
+    """What the kernel measures of it is not the digest that names an object."""
+    descriptor = bytes(head) + bytes(4) + len(CONTENT).to_bytes(8, "little") + bytes(240)
+    os.setxattr(world.source, "user.fake-verity", descriptor)
+    said = world.run(
+        """
+with init() as repo:
+    with open(source, "rb") as file:
+        digest = repo.import_object(file.fileno(), hardlink=True)
+    sealed = has_verity(source)
+    links, hardlinked = os.stat(source).st_nlink, repo.counts().hardlinked
+    say(sealed=sealed, links=links, hardlinked=hardlinked, digest=digest.hex(), fsck=fsck(repo))
+""",
+        **VERITY,
+    )
+    digest = DIGEST.hex()
+    assert said == {"sealed": True, "links": 1, "hardlinked": 0, "digest": digest, "fsck": []}
 
 
 @pytest.mark.parametrize("flags", [{}, {"FAKE_NO_FLAGS": "1"}], ids=["flags", "no flags"])

@@ -2,7 +2,7 @@
 //
 // Another file system than the one at hand, for a program that is started with this preloaded:
 //
-//   FAKE_VERITY=1     has fs-verity for SHA-256. The digest that a real one would compute is kept in
+//   FAKE_VERITY=1     has fs-verity for SHA-256. The descriptor that a real one would make is kept in
 //                     the attribute user.fake-verity, so it stays what it was when it was enabled.
 //   FAKE_BUSY=N       the first N times verity is enabled there is a writer left (ETXTBSY)
 //   FAKE_NO_TMPFILE=1 knows no O_TMPFILE
@@ -25,9 +25,11 @@
 
 #define ENABLE_VERITY 0x40806685UL
 #define MEASURE_VERITY 0xc0046686UL
+#define READ_METADATA 0xc0286687UL
 #define ATTRIBUTE "user.fake-verity"
 #define BLOCK 4096
 #define DIGEST 32
+#define DESCRIPTOR 256
 
 static uint32_t rotate(uint32_t word, int count)
 {
@@ -111,7 +113,7 @@ static void sha256(const uint8_t *data, size_t size, uint8_t out[DIGEST])
 		out[i] = (uint8_t)(state[i / 4] >> (24 - 8 * (i % 4)));
 }
 
-static int compute_digest(int fd, uint8_t out[DIGEST])
+static int describe(int fd, uint8_t descriptor[DESCRIPTOR])
 {
 	struct stat found;
 	if (fstat(fd, &found) < 0)
@@ -128,8 +130,9 @@ static int compute_digest(int fd, uint8_t out[DIGEST])
 		}
 		at += got;
 	}
-	uint8_t descriptor[256] = { 1, 1, 12 };
 	uint64_t size = (uint64_t)found.st_size;
+	memset(descriptor, 0, DESCRIPTOR);
+	memcpy(descriptor, (uint8_t[]){ 1, 1, 12 }, 3);
 	memcpy(descriptor + 8, &size, sizeof(size));
 	while (blocks > 0) {
 		for (size_t i = 0; i < blocks; i++) {
@@ -145,7 +148,6 @@ static int compute_digest(int fd, uint8_t out[DIGEST])
 		blocks = (bytes + BLOCK - 1) / BLOCK;
 		memset(level + bytes, 0, blocks * BLOCK - bytes);
 	}
-	sha256(descriptor, sizeof(descriptor), out);
 	free(level);
 	return 0;
 }
@@ -159,7 +161,7 @@ static int fail(int number)
 static int enable(int fd, const uint32_t *argument)
 {
 	static int busy = -1;
-	uint8_t digest[DIGEST];
+	uint8_t descriptor[DESCRIPTOR];
 	if (busy < 0)
 		busy = getenv("FAKE_BUSY") ? atoi(getenv("FAKE_BUSY")) : 0;
 	if (argument[0] != 1 || argument[1] != 1 || argument[2] != BLOCK)
@@ -170,20 +172,32 @@ static int enable(int fd, const uint32_t *argument)
 		busy--;
 		return fail(ETXTBSY);
 	}
-	if (fgetxattr(fd, ATTRIBUTE, digest, sizeof(digest)) == DIGEST)
+	if (fgetxattr(fd, ATTRIBUTE, descriptor, DESCRIPTOR) == DESCRIPTOR)
 		return fail(EEXIST);
-	if (compute_digest(fd, digest) < 0)
+	if (describe(fd, descriptor) < 0)
 		return -1;
-	return fsetxattr(fd, ATTRIBUTE, digest, sizeof(digest), 0);
+	return fsetxattr(fd, ATTRIBUTE, descriptor, DESCRIPTOR, 0);
 }
 
 static int measure(int fd, uint8_t *argument)
 {
 	uint16_t head[2] = { 1, DIGEST };
-	if (fgetxattr(fd, ATTRIBUTE, argument + 4, DIGEST) != DIGEST)
+	uint8_t descriptor[DESCRIPTOR];
+	if (fgetxattr(fd, ATTRIBUTE, descriptor, DESCRIPTOR) != DESCRIPTOR)
 		return fail(ENODATA);
+	sha256(descriptor, DESCRIPTOR, argument + 4);
 	memcpy(argument, head, sizeof(head));
 	return 0;
+}
+
+// u64 what (2: the descriptor), offset, length, address, 0.
+static int read_metadata(int fd, const uint64_t *argument)
+{
+	if (argument[0] != 2 || argument[1] != 0 || argument[2] < DESCRIPTOR || argument[4] != 0)
+		return fail(EINVAL);
+	if (fgetxattr(fd, ATTRIBUTE, (void *)argument[3], DESCRIPTOR) != DESCRIPTOR)
+		return fail(ENODATA);
+	return DESCRIPTOR;
 }
 
 int ioctl(int fd, unsigned long request, ...)
@@ -197,6 +211,8 @@ int ioctl(int fd, unsigned long request, ...)
 			return enable(fd, argument);
 		if ((uint32_t)request == MEASURE_VERITY)
 			return measure(fd, argument);
+		if ((uint32_t)request == READ_METADATA)
+			return read_metadata(fd, argument);
 	}
 	return (int)syscall(SYS_ioctl, fd, request, argument);
 }
