@@ -232,6 +232,8 @@ def test_collecting_waits_for_other_processes_as_long_as_the_client(
     if not leaves:
         assert receive(client)["result"]["objects_removed"] > 5
         client.close()
+    # Its repository is open until the server has seen that it left.
+    wait_until(lambda: len(open_fds()) <= before)
     handle = served.open(filled)
     again = served.repository("Gc", handle=handle, dry_run=False, roots=[])
     assert (again["result"]["objects_removed"] > 5) is leaves
