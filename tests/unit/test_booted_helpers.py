@@ -120,7 +120,7 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
     return inside
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     place=st.sampled_from(places(document())),
     value=st.one_of(
@@ -162,7 +162,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(value=st.dictionaries(st.from_regex(r"[a-zA-Z]{1,8}", fullmatch=True), values, min_size=1))
 def test_yaml_round_trip(value: dict[str, Any]) -> None:
     assert plain_yaml.load(to_yaml(value)) == value

@@ -105,7 +105,7 @@ def dummy(kind: str) -> int:
             return os.open("/dev/null", os.O_RDONLY if kind == "null" else os.O_PATH)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(before=KINDS, after=KINDS)
 def test_dummies_at_random_slots_change_nothing(
     before: list[str], after: list[str], tmp_path_factory: pytest.TempPathFactory

@@ -60,7 +60,7 @@ def test_digest_streams_whole_levels(algorithm: Algorithm, blocks: int) -> None:
     assert hasher.digest() == digest_bytes(data, algorithm)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=some.lists(some.integers(0, 9000), max_size=12), algorithm=some.sampled_from(Algorithm))
 def test_digest_of_pieces_is_that_of_the_whole(cuts: list[int], algorithm: Algorithm) -> None:
     hasher = Hasher(algorithm)

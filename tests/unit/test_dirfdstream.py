@@ -74,7 +74,7 @@ def written(write: Callable[[StreamWriter], None]) -> bytes:
         os.close(fd)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(CHUNKS, max_size=20), st.integers(1, 5000))
 def test_what_is_written_is_read(chunks: list[tuple[object, ...]], most: int) -> None:
     def write(writer: StreamWriter) -> None:
@@ -149,7 +149,7 @@ def test_harmless_names_are_names(name: bytes) -> None:
 # -- The order of descriptors
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(min_size=1), st.integers(1, 600))
 def test_layouts_follow_the_rules(identity: str, directories: int) -> None:
     layout = plan_layout(identity, directories)
@@ -173,7 +173,7 @@ def test_the_real_directory_is_not_always_the_first() -> None:
     assert slots == {0, 1, 2}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(identity=st.text(min_size=1, max_size=8), count=st.integers(1, 5))
 def test_descriptors_arrive_where_the_layout_says(
     identity: str, count: int, tmp_path_factory: pytest.TempPathFactory

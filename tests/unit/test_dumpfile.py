@@ -232,7 +232,7 @@ def test_dump_is_read_in_pieces(tmp_path: Path) -> None:
         assert format_dump(read_dump(file, "dump")) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(line=some.binary(max_size=90), at=some.integers(0, 400), data=some.binary(max_size=4))
 def test_dump_garbage_is_a_format_error(line: bytes, at: int, data: bytes) -> None:
     text = (DUMPS / "no-newline.dump").read_bytes()

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from bootc.composefs.digest import Algorithm
@@ -82,7 +82,7 @@ def first_leaf(root: Directory) -> Leaf | None:
     return next((node for node in root.entries.values() if isinstance(node, Leaf)), None)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(root=directories, many=some.sampled_from([0, 0, 30, 400]), link=some.booleans())
 def test_image_round_trip(root: Directory, many: int, link: bool) -> None:
     leaf = first_leaf(root)
@@ -123,7 +123,7 @@ def fit_for_v2(root: Directory) -> None:
             node.content = Symlink(node.content.target[:1024])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(root=directories, link=some.booleans())
 def test_image_round_trip_of_version_2(root: Directory, link: bool) -> None:
     leaf = first_leaf(root)
@@ -137,7 +137,7 @@ def test_image_round_trip_of_version_2(root: Directory, link: bool) -> None:
     assert len(collect_objects(image)) == len(digests(root))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(root=directories, version=some.sampled_from(FormatVersion), like_c=some.booleans())
 def test_dump_tree_image_round_trip(root: Directory, version: FormatVersion, like_c: bool) -> None:
     """The text of a tree makes the tree, and the tree of the text the same image."""

@@ -243,9 +243,7 @@ def model(
     return merged
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pristine=_tree, current=_tree, new=_tree)
 def test_merging_is_what_the_model_says_and_merging_again_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory,
@@ -278,7 +276,7 @@ def test_merging_is_what_the_model_says_and_merging_again_changes_nothing(
     assert flat(read_live(top / "current")) == flat(here)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pristine=_tree, current=_tree)
 def test_a_merge_into_the_pristine_tree_leaves_no_difference(
     tmp_path_factory: pytest.TempPathFactory, pristine: Directory, current: Directory
@@ -295,9 +293,7 @@ def test_a_merge_into_the_pristine_tree_leaves_no_difference(
     assert plan_merge(here, read_live(top / "new")).is_empty
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pristine=_tree, current=_tree, new=_tree, number=st.integers(0, 25))
 def test_a_merge_that_was_cut_is_finished_by_the_next_one(
     tmp_path_factory: pytest.TempPathFactory,

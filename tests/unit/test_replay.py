@@ -58,9 +58,7 @@ def apply(state: list[int], one: Entry) -> None:
         state[block] = letter
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(WRITE, max_size=12), seed=st.integers(0, 2**31), data=st.data())
 def test_replay_is_what_a_disk_may_hold(
     tmp_path: Path, script: list[tuple[int, int, int]], seed: int, data: st.DataObject

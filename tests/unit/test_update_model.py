@@ -205,7 +205,6 @@ def test_random_lives() -> None:
         settings=settings(
             max_examples=15,
             stateful_step_count=14,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
