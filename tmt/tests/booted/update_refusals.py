@@ -10,6 +10,7 @@ import sys
 
 import booted
 import derived_image
+import progress_records
 
 FOLDER = "/var/lib/booted-update"
 
@@ -84,31 +85,14 @@ def unknown() -> None:
 
 
 def progress() -> None:
-    import schema_check
-
-    import bootc
-
-    package = os.path.dirname(bootc.__file__)
-    with open(f"{package}/data/schema/progress-v0.schema.json", encoding="utf-8") as file:
-        schema = json.load(file)
     digest = booted.status()["status"]["booted"]["image"]["imageDigest"]
     layout = f"{FOLDER}/progress"
     derived_image.derive(digest, layout, {"usr/share/booted-progress": b"x" * 100000})
-    reader, writer = os.pipe()
-    argv = ["bootc", "switch", "--transport", "oci", "--progress-fd", str(writer)]
-    child = subprocess.Popen([*argv, f"{layout}:latest"], pass_fds=[writer])
-    os.close(writer)
-    with open(reader, encoding="utf-8") as file:
-        lines = file.read().splitlines()
-    booted.expect_equal(child.wait(), 0, "the exit status")
-    print("\n".join(lines), flush=True)
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        booted.expect_equal(schema_check.problems(record, schema), [], f"problems of {record}")
-    booted.expect_equal(records[0]["type"], "Start", "the first record")
-    tasks = list(dict.fromkeys(record["task"] for record in records[1:]))
+    records = progress_records.told_progress(
+        "bootc", "switch", "--transport", "oci", f"{layout}:latest"
+    )
+    tasks = progress_records.tasks_of(records)
     booted.expect_equal(tasks, ["pulling", "importing", "staging"], "the tasks")
-    booted.expect_equal(records[-1]["steps"], records[-1]["stepsTotal"], "the last step")
     staged = booted.status()["status"]["staged"]
     booted.told("bootc", "delete-deployment", str(booted.verity(staged)))
 

@@ -9,6 +9,7 @@ import sys
 
 import booted
 import oci_files
+import progress_records
 import readonly_status
 import schema_check
 import upkeep_parts
@@ -82,7 +83,7 @@ def check_sysroot() -> None:
 
 
 def install_and_look(device: str, digest: str) -> None:
-    booted.told(
+    records = progress_records.told_progress(
         "bootc",
         "install",
         "to-disk",
@@ -97,6 +98,8 @@ def install_and_look(device: str, digest: str) -> None:
         "256M",
         device,
     )
+    tasks = progress_records.tasks_of(records)
+    booted.expect_equal(tasks, ["staging", "pulling", "importing"], "the tasks, as they began")
     parts = booted.output(
         "lsblk", "--list", "--noheadings", "--output", "NAME,PARTTYPENAME", device
     )
