@@ -31,9 +31,8 @@ import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
+from bootc.closing import Closing
 from bootc.errors import BootcError
 
 BATCH_MAX = 240
@@ -79,7 +78,7 @@ def plan_layout(identity: str, directories: int) -> Layout:
     )
 
 
-class Outgoing:
+class Outgoing(Closing):
     """What a giver needs: the descriptors to pass, and its own two pipe ends. A context manager;
     what was not taken is closed at its end.
 
@@ -108,17 +107,6 @@ class Outgoing:
             self.fds += lifetime[first:] + lifetime[:first]
             stack.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def take(self, count: int) -> list[int]:
         """The next `count` descriptors to pass; they are the caller's now."""
         taken, self.fds = self.fds[:count], self.fds[count:]
@@ -138,7 +126,7 @@ class Outgoing:
         self.stream = self.released = -1
 
 
-class Incoming:
+class Incoming(Closing):
     """What a receiver was given, told apart; a context manager that closes all of it at its end."""
 
     def __init__(self, fds: Sequence[int], dir_count: int) -> None:
@@ -154,17 +142,6 @@ class Incoming:
         self.stream = self._fds[0]
         self.directories = tuple(self._fds[1 : dir_count + 1])
         self.lifetime = tuple(self._fds[dir_count + 1 :])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         while self._fds:

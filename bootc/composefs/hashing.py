@@ -15,10 +15,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 from bootc import process
+from bootc.closing import Closing
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
 from bootc.composefs.hashing_process import CONTENTS_MAX, SHARED, pack
 from bootc.errors import BootcError
@@ -33,7 +32,7 @@ _CODE = (
 )
 
 
-class DigestProcess:
+class DigestProcess(Closing):
     """Use as a context manager: its end is the process's end. Any thread may ask."""
 
     def __init__(self) -> None:
@@ -43,15 +42,7 @@ class DigestProcess:
         self._shared: mmap.mmap | None = None
         self._useless = len(os.sched_getaffinity(0)) == 1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stack.close()
 
     def digest(self, fd: int, size: int, algorithm: Algorithm) -> bytes:

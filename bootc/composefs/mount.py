@@ -30,9 +30,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Self
 
+from bootc.closing import Closing
 from bootc.composefs.repository import Repository
 from bootc.errors import BootcError
 from bootc.linux import libc, newmount
@@ -75,7 +74,7 @@ class MountOptions:
     user_namespace: int | None = None
 
 
-class ImageMount:
+class ImageMount(Closing):
     """A mounted image, a context manager; `fd` is a descriptor of its root directory.
 
     It is detached: its files are reached by `fd` (`os.open(name, flags, dir_fd=mount.fd)`), and it
@@ -85,17 +84,6 @@ class ImageMount:
     def __init__(self, fd: int) -> None:
         """Takes over `fd`, a detached mount."""
         self.fd = fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.fd >= 0:

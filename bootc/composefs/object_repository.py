@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from bootc import fs
+from bootc.closing import Closing
 from bootc.composefs import initialize
 from bootc.composefs.digest import Algorithm
 from bootc.composefs.locks import GiveUp, RepositoryLock
@@ -41,7 +41,7 @@ class OpenStatus(StrEnum):
     UPGRADED = "Upgraded"
 
 
-class ObjectRepository:
+class ObjectRepository(Closing):
     """An open repository, a context manager, without its names; see `Repository`."""
 
     def __init__(
@@ -210,17 +210,6 @@ class ObjectRepository:
                     initialize.reset(fd, where)
             finally:
                 held.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._store is not None:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bootc import fs
+from bootc.closing import Closing
 from bootc.composefs.progress import Done, Event, Progress, Skipped, Started
 from bootc.errors import BootcError
 from bootc.jsonutil import Json, canonical
@@ -201,7 +202,7 @@ class Pulled:
         }
 
 
-class ProgressWriter(Observer):
+class ProgressWriter(Observer, Closing):
     """Writes the protocol to a pipe; a context manager. The calls must not overlap."""
 
     def __init__(
@@ -220,13 +221,7 @@ class ProgressWriter(Observer):
         self._pulled = Pulled()
         self._stage: Stage | None = None
 
-    def __enter__(self) -> ProgressWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -317,7 +312,7 @@ class ProgressWriter(Observer):
             fs.write_all(self._fd, "".join(f"{line}\n" for line in lines).encode())
         except OSError as error:
             _log.warning("progress is not reported any more: %s", error.strerror)
-            self._close()
+            self.close()
 
     def _is_read(self) -> bool:
         """Whether there is room in the pipe."""

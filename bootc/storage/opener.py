@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from bootc import process
+from bootc.closing import Closing
 from bootc.errors import BootcError
 from bootc.linux import libc
 
@@ -41,7 +42,7 @@ _RANGES_MAX = 340
 _READY, _GO = b"ready", b"go"
 
 
-class Opener:
+class Opener(Closing):
     """Use as a context manager: the helper, if one was needed, ends with it."""
 
     def __init__(self) -> None:
@@ -49,15 +50,7 @@ class Opener:
         self._channel: socket.socket | None = None
         self._guard = threading.Lock()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._channel = None
         self._stack.close()
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 
+from bootc.closing import Closing
 from bootc.errors import BootcError, FormatError
 from bootc.varlink.idl import Interface, parse
 from bootc.varlink.message import FdList, Parameters, Reply, VarlinkError, decode, encode
@@ -51,7 +52,7 @@ class Upgraded:
         self.early = early
 
 
-class Client:
+class Client(Closing):
     """A connection. It owns the socket. What `interfaces` (or `learn`) make known is checked:
     parameters before they are sent, replies when they come.
 
@@ -187,12 +188,6 @@ class Client:
         if stream is not None:
             stream.close()
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _need_stream(self) -> Stream:
         if self._stream is None:

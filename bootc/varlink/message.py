@@ -15,12 +15,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
+from bootc.closing import Closing
 from bootc.errors import BootcError
 
 # `typing` is not imported when the program runs: start-up time is felt.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn, Self
+    from typing import Any, NoReturn
 
     Parameters = Mapping[str, Any]
 else:
@@ -50,7 +51,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-class FdList:
+class FdList(Closing):
     """File descriptors that we own until they are taken; `close` closes the others.
 
     Indexing looks at one and keeps it here. A context manager; closing twice is allowed.
@@ -94,14 +95,8 @@ class FdList:
         for fd in self.take_all():
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class Reply:
+class Reply(Closing):
     """A reply: parameters (a JSON object), file descriptors, and whether more replies follow.
 
     The server gives the descriptors away: it closes them when they are sent, and also when they
@@ -124,10 +119,7 @@ class Reply:
     def __repr__(self) -> str:
         return f"Reply({self.parameters!r}, {self.fds!r}, continues={self.continues})"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
         self.fds.close()
 
 

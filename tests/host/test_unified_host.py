@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,37 +17,41 @@ import pytest
 
 from bootc import paths, process
 from bootc.cli import main
-from bootc.composefs.fsck import check_repository
 from bootc.composefs.progress import Done, Event, Skipped, Started
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image
 from bootc.deploy import update
 from bootc.deploy.cleanup import clean_up
 from bootc.deploy.copy_out import copy_to_storage
-from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.image_list import ImageType, Which, list_system
 from bootc.deploy.progress import Observer, Stage
 from bootc.deploy.set_unified import set_unified
 from bootc.deploy.source import open_image
 from bootc.deploy.sysroot import Sysroot
-from bootc.deploy.unified import Unify, copies_allowed, find_unified_storage
+from bootc.deploy.unified import Unify, copies_allowed
 from bootc.deploy.unified_pull import fetch
 from bootc.errors import BootcError, find_hint
-from bootc.linux import blockdev, mount, reflink
+from bootc.linux import blockdev
 from bootc.oci.model import INDEX
 from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.claims import claim_name
 from bootc.podman.fetch import fetch_image
-from bootc.podman.storage import BootcStorage, find_storage, make_storage
-from tests.ocibuild import END, folder, member, sha256, write_blob, write_layout
-from tests.sysroots import ImageContent, MockMachine
-from vmtests import podman
-from vmtests.registry import Fault, FaultKind, On, Registry, serve
+from bootc.podman.storage import find_storage, make_storage
+from tests.ocibuild import sha256, write_blob, write_layout
+from tests.sysroots import MockMachine
+from tests.unifiedscene import (
+    COMMON,
+    check,
+    publish,
+    reboot,
+    served_registry,
+    storage_of,
+    upgrade,
+    use_podman,
+)
+from vmtests.registry import Fault, FaultKind, On, Registry
 
 pytestmark = pytest.mark.root
-BIG = os.urandom(300_000)
-COMMON = folder(b"./") + folder(b"usr/") + member(b"usr/big", BIG) + END
-REGISTRIES = "/etc/containers/registries.conf.d"
 COPY = Unify(wanted=True, allow_copy=True)
 TOP = Path(__file__).resolve().parents[2]
 UPGRADE = """
@@ -61,38 +64,13 @@ update.upgrade(Sysroot(**json.loads(sys.argv[1])), update.UpgradeOptions())
 
 @pytest.fixture(autouse=True)
 def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """podman and skopeo with the kit's settings, a storage and registries of this test alone."""
-    for name, value in podman.environment().items():
-        monkeypatch.setenv(name, value)
-    storage = tmp_path / "storage.conf"
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{tmp_path}/default"\n'
-        f'runroot = "{tmp_path}/default-run"\n'
-    )
-    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
+    use_podman(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    layout = tmp_path / "published"
-    layout.mkdir()
-    write_layout(layout, [COMMON])
-    with serve(layout) as running:
-        settings = tmp_path / "registries"
-        settings.mkdir()
-        (settings / "test.conf").write_text(
-            f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
-        )
-        # The tests have a mount namespace of their own (conftest).
-        with mount.mounted(str(settings), REGISTRIES, None, flags=mount.MS_BIND):
-            yield running
-
-
-def publish(registry: Registry, version: str, tag: str = "1") -> str:
-    """Let `tag` name an image of two layers, one of which all have; returns the reference."""
-    content = ImageContent(version, extra={"usr/version": version.encode() * 10_000})
-    write_layout(registry.layout, [COMMON, content.tar()], how="zstd", tag=tag)
-    return f"docker://{registry.address}/os:{tag}"
+    with served_registry(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
@@ -116,26 +94,11 @@ class Recorder(Observer):
         self.events.append(event)
 
 
-def storage_of(machine: MockMachine) -> BootcStorage:
-    found = find_unified_storage(machine.sysroot)
-    assert found is not None
-    return found
-
-
 def booted_digest(machine: MockMachine) -> str:
     booted = update.read_facts(machine.sysroot).booted
     assert booted is not None
     assert booted.digest is not None
     return booted.digest
-
-
-def upgrade(machine: MockMachine, observer: Observer | None = None) -> update.Outcome:
-    return update.upgrade(machine.sysroot, update.UpgradeOptions(), observer=observer)
-
-
-def reboot(machine: MockMachine) -> None:
-    finalize_staged(machine.sysroot)
-    machine.reboot()
 
 
 def blobs_sent(registry: Registry) -> list[str]:
@@ -144,12 +107,6 @@ def blobs_sent(registry: Registry) -> list[str]:
         for one in registry.requests
         if one.is_blob and one.method == "GET" and one.sent > 0
     )
-
-
-def check(machine: MockMachine) -> None:
-    machine.check_whole()
-    with Repository.open(machine.root / paths.REPOSITORY) as repo:
-        assert check_repository(repo).ok
 
 
 def test_a_unified_system_stays_one_and_gives_back_what_it_does_not_need(
@@ -319,117 +276,6 @@ def test_an_image_of_the_machines_own_storage(machine: MockMachine, registry: Re
     reboot(machine)
     check(machine)
     assert not set_unified(machine.sysroot).changed
-
-
-@pytest.fixture
-def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system that has no reflinks, whatever the tests' folder has."""
-    folder = tmp_path_factory.mktemp("memory")
-    with mount.mounted("tmpfs", str(folder), "tmpfs"):
-        yield folder
-
-
-def test_without_reflinks_nothing_is_begun(in_memory: Path, registry: Registry) -> None:
-    machine = MockMachine(in_memory / "m")
-    machine.install(publish(registry, "1"))
-    target = parse_imgref(publish(registry, "2", "2"))
-    registry.forget()
-    with pytest.raises(BootcError, match="has no reflinks") as caught:
-        update.switch(machine.sysroot, target, unify=Unify(wanted=True))
-    assert "--allow-copy" in str(caught.value.hint)
-    with pytest.raises(BootcError, match="has no reflinks"):
-        set_unified(machine.sysroot)
-    assert find_unified_storage(machine.sysroot) is None
-    assert not copies_allowed(str(machine.root))
-    assert {one.agent.partition("/")[0] for one in registry.requests} == {"skopeo"}
-    assert machine.menu() == [machine.sysroot.booted]
-
-
-@pytest.fixture(params=["btrfs", "xfs"])
-def reflinks(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Path]:
-    """A file system that has them."""
-    # A short path: a socket lies below it.
-    disk, mounted = tmp_path / "disk", tmp_path_factory.mktemp("m")
-    with disk.open("wb") as image:
-        image.truncate(512 << 20)
-    process.run([f"mkfs.{request.param}", str(disk)])
-    process.run(["mount", "-o", "loop", str(disk), str(mounted)])
-    try:
-        yield mounted
-    finally:
-        process.run(["umount", str(mounted)])
-
-
-def assert_shared(storage: BootcStorage, *names: str) -> None:
-    """Extents of these files, of all images of the storage, are somebody else's, too."""
-    for name in names:
-        stored = list(Path(storage.path).glob(f"overlay/*/diff/{name}"))
-        assert stored, name
-        for path in stored:
-            assert "shared" in process.run(["filefrag", "-v", str(path)]).stdout, path
-
-
-def test_what_was_there_is_shared_when_a_system_becomes_unified(
-    reflinks: Path, registry: Registry, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    machine = MockMachine(reflinks / "m")
-    machine.install(publish(registry, "1"))
-    assert set_unified(machine.sysroot).changed
-    storage = storage_of(machine)
-    assert_shared(storage, "usr/big", "usr/version")
-    assert [path.read_bytes() for path in Path(storage.path).glob("overlay/*/diff/usr/big")] == [
-        BIG
-    ]
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
-    check(machine)
-
-
-def test_where_nothing_can_be_shared_that_is_said_once(
-    in_memory: Path, registry: Registry, caplog: pytest.LogCaptureFixture
-) -> None:
-    machine = MockMachine(in_memory / "m")
-    machine.install(publish(registry, "1"))
-    assert set_unified(machine.sysroot, allow_copy=True).changed
-    [said] = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert said.startswith("the files of the image are stored twice, until updates")
-    check(machine)
-
-
-def test_files_that_differ_are_never_shared(reflinks: Path) -> None:
-    size = 40 << 10
-    (reflinks / "one").write_bytes(bytes(size))
-    (reflinks / "same").write_bytes(bytes(size))
-    (reflinks / "other").write_bytes(bytes(size - 1) + b"1")
-    with ExitStack() as stack:
-        one, same, other = (
-            stack.enter_context(open(reflinks / name, "rb")).fileno()
-            for name in ("one", "same", "other")
-        )
-        assert reflink.share(same, one, size) == size
-        assert reflink.share(other, one, size) == 0
-    assert (reflinks / "other").read_bytes() == bytes(size - 1) + b"1"
-
-
-def test_files_share_extents_where_they_can(reflinks: Path, registry: Registry) -> None:
-    machine = MockMachine(reflinks / "m")
-    machine.install(publish(registry, "1"))
-    target = parse_imgref(publish(registry, "2", "2"))
-    update.switch(machine.sysroot, target, unify=Unify(wanted=True))
-    assert not copies_allowed(str(machine.root))
-    storage = storage_of(machine)
-    [file] = Path(storage.path).glob("overlay/*/diff/usr/version")
-    assert file.read_bytes() == b"2" * 10_000
-    [big] = Path(storage.path).glob("overlay/*/diff/usr/big")
-    assert big.read_bytes() == BIG
-    reboot(machine)
-    publish(registry, "3", "2")
-    upgrade(machine)
-    assert len(list(Path(storage.path).glob("overlay/*/diff/usr/version"))) == 2
-    assert_shared(storage, "usr/version")
-    check(machine)
 
 
 @pytest.mark.parametrize(

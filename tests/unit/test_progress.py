@@ -144,7 +144,7 @@ def test_nobody_reads(tmp_path: Path) -> None:
             told.begin(source)
         for fetched in range(5000):
             told.report(Progress(id=FIRST, fetched=fetched))
-        told._close()
+        told.close()
         assert file.read().count(b"\n") < 5000
 
 
