@@ -14,14 +14,12 @@ from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.unified import find_unified_storage
 from bootc.deploy.update import UpgradeOptions
 from bootc.errors import BootcError, chain_text, find_hint
-from bootc.linux import mount
-from tests.ocibuild import END, folder, member, write_layout
+from tests.hostpodman import served_registry, use_podman
+from tests.ocibuild import END, folder, member
 from tests.sysroots import ImageContent, MockMachine, follow, started
-from vmtests import podman
-from vmtests.registry import Registry, serve
+from vmtests.registry import Registry
 
 pytestmark = pytest.mark.root
-REGISTRIES = "/etc/containers/registries.conf.d"
 APP = folder(b"./") + member(b"app", b"app" * 1000) + END
 UNIT = "usr/share/containers/systemd/app.image"
 NOTHING = UpgradeOptions()
@@ -30,26 +28,9 @@ NOTHING = UpgradeOptions()
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """It has `os:1`; podman is one with the kit's settings and storage of this test alone."""
-    for name, value in podman.environment().items():
-        monkeypatch.setenv(name, value)
-    storage = tmp_path / "storage.conf"
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{tmp_path}/default"\n'
-        f'runroot = "{tmp_path}/default-run"\n'
-    )
-    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
-    layout = tmp_path / "published"
-    layout.mkdir()
-    write_layout(layout, [APP], tag="1")
-    with serve(layout) as running:
-        settings = tmp_path / "registries"
-        settings.mkdir()
-        (settings / "test.conf").write_text(
-            f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
-        )
-        # The tests have a mount namespace of their own (conftest).
-        with mount.mounted(str(settings), REGISTRIES, None, flags=mount.MS_BIND):
-            yield running
+    use_podman(tmp_path, monkeypatch)
+    with served_registry(tmp_path, [APP], tag="1") as running:
+        yield running
 
 
 @pytest.fixture

@@ -17,18 +17,16 @@ import pytest
 
 from bootc import process
 from bootc.errors import BootcError
-from bootc.linux import mount
 from bootc.oci.reference import parse_imgref
 from bootc.podman.fetch import fetch_image
 from bootc.podman.pull import PullRequest
 from bootc.podman.service import api_service
 from bootc.podman.storage import BootcStorage, make_storage
-from tests.ocibuild import system_tar, write_layout
-from vmtests import podman
-from vmtests.registry import PASSWORD, USER, Fault, FaultKind, On, Registry, serve
+from tests.hostpodman import served_registry, use_podman
+from tests.ocibuild import system_tar
+from vmtests.registry import PASSWORD, USER, Fault, FaultKind, On, Registry
 
 pytestmark = pytest.mark.root
-REGISTRIES = "/etc/containers/registries.conf.d"
 TOP = Path(__file__).resolve().parents[2]
 SERVE = """
 import sys, time
@@ -43,9 +41,8 @@ with storage.podman() as podman, api_service(podman, storage.run) as path:
 
 
 @pytest.fixture(autouse=True)
-def _podman_that_works_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in podman.environment().items():
-        monkeypatch.setenv(name, value)
+def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_podman(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -57,17 +54,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> BootcStorage:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    layout, settings = tmp_path / "layout", tmp_path / "registries"
-    layout.mkdir()
-    settings.mkdir()
-    write_layout(layout, [system_tar()], how="gzip", tag="1")
-    with serve(layout) as running:
-        (settings / "test.conf").write_text(
-            f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
-        )
-        # The tests have a mount namespace of their own (conftest).
-        with mount.mounted(str(settings), REGISTRIES, None, flags=mount.MS_BIND):
-            yield running
+    with served_registry(tmp_path, [system_tar()], how="gzip", tag="1") as running:
+        yield running
 
 
 def processes(storage: BootcStorage) -> list[int]:

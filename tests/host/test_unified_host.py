@@ -37,6 +37,7 @@ from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.claims import claim_name
 from bootc.podman.fetch import fetch_image
 from bootc.podman.storage import find_storage, make_storage
+from tests.hostpodman import served_registry, use_podman
 from tests.ocibuild import sha256, write_blob, write_layout
 from tests.sysroots import MockMachine
 from tests.unifiedscene import (
@@ -44,10 +45,8 @@ from tests.unifiedscene import (
     check,
     publish,
     reboot,
-    served_registry,
     storage_of,
     upgrade,
-    use_podman,
 )
 from vmtests.registry import Fault, FaultKind, On, Registry
 
@@ -69,7 +68,7 @@ def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with served_registry(tmp_path) as running:
+    with served_registry(tmp_path, [COMMON]) as running:
         yield running
 
 

@@ -21,16 +21,16 @@ from bootc.errors import BootcError
 from bootc.linux import mount, reflink
 from bootc.oci.reference import parse_imgref
 from bootc.podman.storage import BootcStorage
+from tests.hostpodman import served_registry, use_podman
 from tests.sysroots import MockMachine
 from tests.unifiedscene import (
     BIG,
+    COMMON,
     check,
     publish,
     reboot,
-    served_registry,
     storage_of,
     upgrade,
-    use_podman,
 )
 from vmtests.registry import Registry
 
@@ -44,7 +44,7 @@ def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with served_registry(tmp_path) as running:
+    with served_registry(tmp_path, [COMMON]) as running:
         yield running
 
 
