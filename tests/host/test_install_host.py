@@ -22,10 +22,7 @@ from bootc.podman.storage import find_storage
 from tests.ocibuild import END, folder, member, write_layout
 from vmtests import podman
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system"),
-]
+pytestmark = pytest.mark.root
 
 PROGRAM = """
 import sys

@@ -13,10 +13,7 @@ import pytest
 from bootc import process
 from tests.ocibuild import END, folder, member, write_layout
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="makes loop devices"),
-]
+pytestmark = pytest.mark.root
 TOP = Path(__file__).resolve().parents[2]
 KERNEL = b"usr/lib/modules/6.12"
 MADE = 3 << 30

@@ -48,13 +48,7 @@ CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 VERSIONS = [FormatVersion.V0, FormatVersion.V1, FormatVersion.V2]
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or "\terofs\n" not in Path("/proc/filesystems").read_text(),
-        reason="the kernel here has no EROFS, or this isn't root",
-    ),
-]
+pytestmark = [pytest.mark.root, pytest.mark.erofs]
 
 
 @pytest.fixture(autouse=True)

@@ -25,13 +25,7 @@ from tests.sysroots import ImageContent, MockMachine
 
 _CLONE_NEWNS = 0x00020000
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or "\terofs\n" not in Path("/proc/filesystems").read_text(),
-        reason="the kernel here has no EROFS, or this isn't root",
-    ),
-]
+pytestmark = [pytest.mark.root, pytest.mark.erofs]
 
 
 def apart(work: Callable[[], None]) -> None:

@@ -18,13 +18,7 @@ from bootc.linux import libc, newmount
 from bootc.varlink import Client, Server
 from tests.ocibuild import system_tar, write_layout
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or "\terofs\n" not in Path("/proc/filesystems").read_text(),
-        reason="the kernel here has no EROFS, or this isn't root",
-    ),
-]
+pytestmark = [pytest.mark.root, pytest.mark.erofs]
 
 
 @pytest.fixture
