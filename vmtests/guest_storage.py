@@ -28,6 +28,7 @@ from vmtests.image import BuiltImage
 from vmtests.options import BcvkInstallOpts
 from vmtests.qcow2 import make_qcow2
 from vmtests.tree import make_ext4, tree_size
+from vmtests.unshared import call_unshared
 
 KIND = "storages"
 _ROOM = 512 << 20
@@ -54,7 +55,7 @@ def podman_disks(image: BuiltImage, where: Path) -> Iterator[tuple[Disk, Disk]]:
 
     def make(folder: Path) -> None:
         with step(f"copy {image.name} as podman's storage onto a disk"):
-            _fill(image, folder / "storage.ext4")
+            call_unshared(write_storage, image.name, str(folder / "storage.ext4"))
 
     with cache.entry(KIND, Inputs({"image": image.id}), make) as folder:
         storage, spare = where / "storage.qcow2", where / "spare.qcow2"
@@ -68,18 +69,18 @@ def podman_disks(image: BuiltImage, where: Path) -> Iterator[tuple[Disk, Disk]]:
         )
 
 
-def _fill(image: BuiltImage, output: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="storage-", dir=output.parent) as scratch:
+def write_storage(image: str, output: str) -> None:
+    """Write the image of this name as a storage on the new disk `output`; see `unshared`."""
+    with tempfile.TemporaryDirectory(prefix="storage-", dir=os.path.dirname(output)) as scratch:
         graph, run = Path(scratch) / "graph", Path(scratch) / "run"
         place = f"containers-storage:[overlay@{graph}+{run}]"
-        push = ["podman", "push", "--quiet", image.name, f"{place}{image.name}"]
         # podman mounts a folder of the new storage on itself, and leaves it so: in its own
         # namespace the mount goes with it.
-        argv = ["unshare", "--mount", *push] if os.geteuid() == 0 else push
+        argv = ["unshare", "--mount", "podman", "push", "--quiet", image, f"{place}{image}"]
         process.run(argv, env=podman.environment(), timeout=600)
         if not (graph / "overlay-images" / "images.json").is_file():
             raise BootcError(
                 f"podman made no storage with driver overlay in {graph}",
                 hint="`podman --storage-driver overlay info` tells whether it can use overlayfs",
             )
-        make_ext4(graph, output, tree_size(graph) + _ROOM, "storage")
+        make_ext4(graph, Path(output), tree_size(graph) + _ROOM, "storage")

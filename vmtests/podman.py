@@ -4,7 +4,7 @@
 Without systemd, with low limits, or with a mixed cgroup hierarchy podman's defaults fail. The
 settings that work are found by a probe (a container is really run), kept in the checkout's own
 containers.conf, and passed by `CONTAINERS_CONF`; the host's configuration is never edited.
-Without root every command that looks into a container's files goes through `podman unshare`.
+Without root what looks into a container's files goes through `podman unshare`: see `unshared`.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def _probe(conf: Path) -> str | None:
 def configuration() -> Path:
     """The containers.conf that works here; probed once per podman, kernel and limits."""
     process.need_program("podman", hint=_MISSING)
+    conf = paths.CACHE / "podman" / "containers.conf"
+    if os.environ.get("CONTAINERS_CONF") == str(conf) and conf.exists():
+        # The kit started this process; in podman's namespaces the user id and limits are others.
+        return conf
     version = process.run(["podman", "--version"], timeout=30).stdout.strip()
     limits = [resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]
     wanted = f"# {version}, kernel {platform.release()}, uid {os.getuid()}, limits {limits}\n"
-    conf = paths.CACHE / "podman" / "containers.conf"
     if conf.exists() and conf.read_text().startswith(wanted):
         return conf
     conf.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +150,7 @@ def labels(image: Reader) -> dict[str, str]:
 
 @contextmanager
 def mounted_image(name: str) -> Iterator[Path]:
-    """The merged tree of an image, read-only, for as long as the block (root only)."""
+    """The merged tree of an image, read-only, for as long as the block; root, or unshared."""
     tree = Path(podman("image", "mount", name, timeout=60).stdout.strip())
     try:
         yield tree

@@ -23,6 +23,7 @@ from bootc.log import step
 from vmtests import cache, podman
 from vmtests.content import Inputs
 from vmtests.image import BuiltImage
+from vmtests.unshared import call_unshared
 
 _SLACK = 384 << 20
 """Bytes of room in the tree's file system for what a running machine writes."""
@@ -88,12 +89,19 @@ def make_ext4(folder: Path, output: Path, size: int, label: str) -> None:
     process.run(podman.in_namespace(argv), timeout=300)
 
 
+def write_tree(image: str, name: str, folder: str) -> None:
+    """Write the tree of the image with this id, kernel and initrd into `folder`; see `unshared`."""
+    made = ImageTree(folder=Path(folder))
+    with podman.mounted_image(image) as tree:
+        kernel = find_kernel(tree, name)
+        shutil.copy(kernel / "vmlinuz", made.kernel)
+        shutil.copy(kernel / "initramfs.img", made.initrd)
+        make_ext4(tree, made.tree, tree_size(tree) + _SLACK, "tree")
+
+
 def _export(image: BuiltImage, folder: Path) -> None:
-    with step(f"copy the tree of {image.name} onto a disk"), podman.mounted_image(image.id) as tree:
-        kernel = find_kernel(tree, image.name)
-        shutil.copy(kernel / "vmlinuz", folder / "vmlinuz")
-        shutil.copy(kernel / "initramfs.img", folder / "initramfs.img")
-        make_ext4(tree, folder / "tree.ext4", tree_size(tree) + _SLACK, "tree")
+    with step(f"copy the tree of {image.name} onto a disk"):
+        call_unshared(write_tree, image.id, image.name, str(folder))
     with (
         step(f"copy {image.name} as an OCI layout onto a disk"),
         tempfile.TemporaryDirectory(prefix="layout-", dir=folder) as scratch,

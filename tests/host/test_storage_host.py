@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,28 +20,20 @@ from bootc import process
 from tests.interop.compare_storage import compare_podman, podmans, scratch
 from tests.interop.tally import Tally
 from tests.ocibuild import END, folder, member
+from tests.plainuser import FIRST, USER, as_user, ordinary_user, processes_of_user
 from tests.storagebuild import StoreBuilder
 
 pytestmark = pytest.mark.root
 
-TOP = Path(__file__).resolve().parents[2]
-CHECKOUT, PYTHON = "checkout", "python"
-USER, FIRST, COUNT = 41500, 4_200_000, 65_536
-RUN = """
-import sys; sys.path.insert(0, sys.argv.pop(1))
-"""
-PULL = RUN + "from bootc.composefs.cli.main import entry; sys.exit(entry())"
-HOLD = (
-    RUN
-    + """
-import os, time
+PULL = "from bootc.composefs.cli.main import entry; import sys; sys.exit(entry())"
+HOLD = """
+import os, sys, time
 from bootc.storage.opener import Opener
 with Opener() as opener:
     fd = opener.open_path(sys.argv[1], os.O_RDONLY)
     print(os.read(fd, 100).decode(), flush=True)
     time.sleep(600)
 """
-)
 
 
 def test_what_podman_stores_is_read_exactly() -> None:
@@ -58,43 +47,8 @@ def test_what_podman_stores_is_read_exactly() -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that everybody may enter, and a user with subordinate ids in our own /etc.
-
-    The checkout and the interpreter are in it too, for reading: they may lie below /root.
-    """
-    with tempfile.TemporaryDirectory(prefix="bootc-storage-") as name:
-        top = Path(name)
-        top.chmod(0o755)
-        files = {
-            "passwd": f"root:x:0:0::/root:/bin/sh\ntester:x:{USER}:{USER}::{top}:/bin/sh\n",
-            "group": f"root:x:0:\ntester:x:{USER}:\n",
-            "subuid": f"other:1:5\ntester:{FIRST}:{COUNT}\n",
-            "subgid": f"tester:{FIRST}:{COUNT}\n",
-        }
-        bound: list[str] = []
-
-        def bind(source: str, target: str) -> None:
-            process.run(["mount", "-o", "bind,ro", source, target])
-            bound.append(target)
-
-        try:
-            for file, text in files.items():
-                (top / file).write_text(text)
-                Path("/etc", file).touch()
-                bind(str(top / file), f"/etc/{file}")
-            for path, name in ((str(TOP), CHECKOUT), (sys.prefix, PYTHON)):
-                (top / name).mkdir()
-                bind(path, str(top / name))
-            yield top
-        finally:
-            for path in reversed(bound):
-                process.run(["umount", path])
-
-
-def as_user(place: Path, code: str, *argv: str) -> list[str]:
-    ids = ("--reuid", str(USER), "--regid", str(USER), "--clear-groups")
-    python = place / PYTHON / "bin" / os.path.basename(sys.executable)
-    return ["setpriv", *ids, "--", str(python), "-c", code, str(place / CHECKOUT), *argv]
+    with ordinary_user() as folder:
+        yield folder
 
 
 def rootless_store(top: Path) -> tuple[StoreBuilder, Path]:
@@ -114,15 +68,6 @@ def rootless_store(top: Path) -> tuple[StoreBuilder, Path]:
         (files / name).chmod(mode)
         os.chown(files / name, FIRST + owner, FIRST + owner)
     return store, files / "shadow"
-
-
-def processes_of_user() -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        with suppress(OSError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == USER:
-                found.append(int(name))
-    return found
 
 
 def wait_until_gone(deadline: float = 20.0) -> list[int]:
