@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from vmtests.domain import Accel
 _OLDEST_QEMU = (8, 1)
 _DISK_GIB = 10
 _MEMORY_MIB = 3072
+_SUBORDINATE_IDS = 65535
 
 
 class Severity(StrEnum):
@@ -81,6 +83,7 @@ def check(state: Path) -> list[Finding]:
         *_check_qemu(state / "cache"),
         *_check_libvirt(),
         *_check_tools(),
+        *(() if os.geteuid() == 0 else check_subordinate_ids()),
         *_check_firmware(),
         *_check_room(state),
     ]
@@ -164,6 +167,40 @@ def _check_tools() -> Iterator[Finding]:
             )
         else:
             yield Finding(severity=Severity.FINE, what=tool.program)
+
+
+def mapped_ids(uid_map: str) -> int:
+    """How many ids the text of a /proc/PID/uid_map maps; 0 if it is something else."""
+    rows = [line.split() for line in uid_map.splitlines()]
+    if not all(len(row) == 3 and all(map(str.isdigit, row)) for row in rows):
+        return 0
+    return sum(int(row[2]) for row in rows)
+
+
+def check_subordinate_ids() -> Iterator[Finding]:
+    """Without root podman and mmdebstrap give the files of an image subordinate ids."""
+    try:
+        said = process.run(["podman", "unshare", "cat", "/proc/self/uid_map"], timeout=60).stdout
+    except ProcessError as error:
+        lines = (error.stderr or str(error)).strip().splitlines()
+        yield Finding(
+            severity=Severity.MISSING,
+            what=f"a user namespace for podman ({lines[-1]})",
+            mend="as root: sysctl user.max_user_namespaces=28633; or run the kit as root",
+        )
+        return
+    count = mapped_ids(said)
+    if count <= _SUBORDINATE_IDS:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        ids = "--add-subuids 200000-265535 --add-subgids 200000-265535"
+        yield Finding(
+            severity=Severity.MISSING,
+            what=f"subordinate ids: podman has {max(0, count - 1)}, an image takes "
+            f"{_SUBORDINATE_IDS}",
+            mend=f"as root: usermod {ids} {user}; then: podman system migrate",
+        )
+    else:
+        yield Finding(severity=Severity.FINE, what=f"{count - 1} subordinate ids")
 
 
 def _check_firmware() -> Iterator[Finding]:

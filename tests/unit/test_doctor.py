@@ -97,3 +97,24 @@ def test_versions_and_memory_are_parsed() -> None:
     assert doctor.parse_qemu_version("nonsense") is None
     assert doctor.available_memory_mib("MemTotal: 9 kB\nMemAvailable:    2048000 kB\n") == 2000
     assert doctor.available_memory_mib("") is None
+
+
+@pytest.mark.parametrize(
+    ("script", "severity", "said"),
+    [
+        ("echo 0 1000 1; echo 1 100000 65536", Severity.FINE, "65536 subordinate ids"),
+        ("echo 0 1000 1", Severity.MISSING, "podman has 0, an image takes 65535"),
+        ("echo what", Severity.MISSING, "podman has 0, an image takes 65535"),
+        ("echo cannot clone: EPERM >&2; exit 1", Severity.MISSING, "(cannot clone: EPERM)"),
+    ],
+)
+def test_subordinate_ids_are_asked_of_podman(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, severity: Severity, said: str
+) -> None:
+    tools = fake_tools(tmp_path, qemu=None)
+    (tools / "podman").write_text(f"#!/bin/sh\n{script}\n")
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    [found] = doctor.check_subordinate_ids()
+    assert found.severity is severity
+    assert said in found.what
+    assert bool(found.mend) is (severity is Severity.MISSING)
