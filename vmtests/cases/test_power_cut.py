@@ -64,6 +64,8 @@ PHASES = {
 }
 """A phase of `bootc upgrade`, and what is said when it begins."""
 FINALIZE, ANY = "finalize", "any"
+_TOLD_EVERY = 20
+"""Points."""
 _CHECKS = "bootc internals fsck && bootc internals composefs-gc --dry-run"
 
 
@@ -378,6 +380,8 @@ def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], Non
                 total.failed += judged.failed
                 total.boots += judged.boots
                 total.notes += judged.notes
+                if (number + 1) % _TOLD_EVERY == 0:
+                    tell(f"{number + 1} of {len(points)}: {time.monotonic() - begin:.0f} s")
         with open_log(recording.log) as log:
             unflushed = losses_without_flushes(log, recording, folder, known)
     old, new = total.boots[recording.old], total.boots[recording.new]
