@@ -4,10 +4,12 @@
     loader/entries            what the firmware's boot loader shows
     loader/entries.staged     the same for after the next shutdown: all of it, with the entries of
                               other systems
+    loader/entries.staged.next
+                              what is going to be the staged menu, or was; nobody reads it
 
-The two are exchanged in one step (RENAME_EXCHANGE), which vfat can do from Linux 6.0 on. Elsewhere
-files are written one by one, and there is always something to boot. The ESP is synced before and
-after.
+The first two are exchanged in one step (RENAME_EXCHANGE), which vfat can do from Linux 6.0 on.
+Elsewhere files are written one by one, and there is always something to boot. The ESP is synced
+before and after.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from bootc.linux import libc
 
 _log = logging.getLogger(__name__)
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NEXT = f"{paths.ENTRIES_STAGED}.next"
 _FILE_MAX = 1 << 20
 """Bytes; what is larger in a folder of entries is no entry."""
 
@@ -31,17 +34,43 @@ _FILE_MAX = 1 << 20
 def write_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
     """Write the staged menu: these entries in this order, and the other systems' as they are.
 
-    One that is there is replaced. A crash in the middle leaves a part of a staged menu, which
-    nothing uses; `discard_staged` removes it.
+    One that is there is replaced when the new one is whole.
     """
-    discard_staged(esp)
-    folder = f"{esp}/{paths.ENTRIES_STAGED}"
+    prepare_staged(esp, wanted)
+    put_staged(esp)
+    discard_next(esp)
+
+
+def prepare_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
+    """Write, and sync, what `put_staged` makes the staged menu; that stays what it is."""
+    discard_next(esp)
+    folder = f"{esp}/{_NEXT}"
     os.makedirs(folder)
     for name, data in _foreign_files(esp):
         fs.write_atomic(f"{folder}/{name}", data)
     for name, entry in entries.arrange(wanted):
         fs.write_atomic(f"{folder}/{name}", entry.to_text())
     fs.sync_directory(os.path.dirname(folder))
+
+
+def put_staged(esp: str) -> None:
+    """Make what was prepared the staged menu; the one before is what `discard_next` removes.
+
+    It is not synced: a power cut forgets what is staged, and `exchange` syncs before it begins.
+    """
+    staged = f"{esp}/{paths.ENTRIES_STAGED}"
+    if os.path.isdir(staged):
+        with fs.open_directory(os.path.dirname(staged)) as fd:
+            names = (os.path.basename(_NEXT), os.path.basename(staged))
+            try:
+                libc.renameat2(fd, names[0], fd, names[1], libc.RENAME_EXCHANGE)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                shutil.rmtree(staged)
+                os.rename(f"{esp}/{_NEXT}", staged)
+    else:
+        os.rename(f"{esp}/{_NEXT}", staged)
 
 
 def _foreign_files(esp: str) -> list[tuple[str, bytes]]:
@@ -66,7 +95,16 @@ def _files(folder: str) -> list[tuple[str, bytes]]:
 
 def discard_staged(esp: str) -> bool:
     """Remove the staged menu, or what an interruption left of it; whether there was one."""
-    folder = f"{esp}/{paths.ENTRIES_STAGED}"
+    discard_next(esp)
+    return _discard(f"{esp}/{paths.ENTRIES_STAGED}")
+
+
+def discard_next(esp: str) -> None:
+    """Remove what `prepare_staged` wrote, or the menu that `put_staged` replaced."""
+    _discard(f"{esp}/{_NEXT}")
+
+
+def _discard(folder: str) -> bool:
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:

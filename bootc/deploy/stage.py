@@ -4,23 +4,24 @@
 1. pull: layers, config, manifest, tag; the composefs image, whose digest is the deployment's id;
 2. compare: the same id again, or a conflict in /etc, ends it here, and nothing was staged; nor is
    it when images that are bound to this one cannot be pulled;
-3. what was staged before is forgotten, and leftovers of an interrupted staging are removed;
-4. the unit that finalizes at shutdown is started;
-5. kernel and initrd on the ESP (or a deployment's folder that has the very same ones); the state
+3. the unit that finalizes at shutdown is started, and leftovers of an interrupted staging are
+   removed; so is what was staged before, if the ESP has no room for the kernels of both;
+4. kernel and initrd on the ESP (or a deployment's folder that has the very same ones); the state
    folder with the image's /etc, and the origin;
-6. the staged menu: the new deployment, then the booted one;
-7. `/run/composefs/staged-deployment`.
+5. what will be the staged menu: the new deployment, then the booted one;
+6. it takes the staged menu's place, and `/run/composefs/staged-deployment` names the new one.
 
-Whatever ends it before the last step, the machine boots what it booted before. An exception takes
-steps 5 and 6 back; what a crash leaves is removed by the next staging.
+Whatever ends it before the last step, the machine boots what it booted before, or what was staged
+before. An exception takes all steps back; what a crash leaves is removed by the next staging.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from bootc import fs, paths
@@ -138,8 +139,8 @@ def stage(
     """Stage the image that `source` offers; updates of it will come from `target`.
 
     `locked` keeps it from being finalized at shutdown. Raises `SameImageError` if a deployment has
-    the same id, and `BootcError`; then what was staged before is staged still, unless the failure
-    came in the middle of writing the new one: then nothing is.
+    the same id, and `BootcError`; then what was staged before is staged still, but for a failure in
+    the last step, or on an ESP that has no room for both kernels: then nothing is.
     """
     check_image(images.read_facts(target, source.manifest_digest, source.manifest, source.config))
     sysroot.need_esp()
@@ -168,14 +169,13 @@ def stage(
         pull_bound_images(sysroot, bound)
         new = _with_kernel(sysroot, repo, new, booted, old)
         machine.arm_finalize(sysroot)
-        forget_staged(sysroot)
+        _make_room(sysroot, new)
         remove_leftovers(sysroot, new.image.id)
         with step("write the new deployment"), _undone_on_failure(sysroot, new.image.id):
             _deploy(sysroot, repo, booted, new, target)
+            _replace_staged(sysroot, Staged(deployment=new.image.id, locked=locked))
             if not locked:
                 machine.mark_reboot_required(sysroot, new.pulled.manifest_digest)
-            mark = Staged(deployment=new.image.id, locked=locked)
-            state.write_staged(mark, sysroot.staged_file)
     return StagedImage(
         id=new.image.id,
         image=target,
@@ -238,7 +238,7 @@ def _etc_of(data: bytes, deployment: str) -> Directory:
 def _deploy(
     sysroot: Sysroot, repo: Repository, booted: Deployment, new: _New, target: ImageReference
 ) -> None:
-    """Kernel, state and origin, then the staged menu; all of it is on the disk afterwards."""
+    """Kernel, state and origin, then the menu to stage; all of it is on the disk afterwards."""
     assert booted.entry is not None
     esp = sysroot.need_esp()
     kernel, digest = new.image.kernel, new.boot_digest
@@ -266,7 +266,21 @@ def _deploy(
             images.read_kargs_d(repo, new.image.tree, kargs.architecture()),
         )
         entry = entries.make_entry(release, new.image.id, arguments, kernel_folder=new.folder)
-    menu.write_staged(esp, [entry, booted.entry])
+    menu.prepare_staged(esp, [entry, booted.entry])
+
+
+def _replace_staged(sysroot: Sysroot, mark: Staged) -> None:
+    """The prepared menu and `mark` in the place of what was staged.
+
+    There is no step for both: for the moment between them nothing is staged.
+    """
+    esp = sysroot.need_esp()
+    state.clear_staged(sysroot.staged_file)
+    menu.put_staged(esp)
+    state.write_staged(mark, sysroot.staged_file)
+    if mark.locked:
+        machine.clear_reboot_required(sysroot)
+    menu.discard_next(esp)
 
 
 def _with_kernel(
@@ -304,10 +318,25 @@ def _with_kernel(
     if not isinstance(kernel, Uki):
         folder = find_shared(esp, [name for name in same if name is not None], digest)
     if folder is None:
-        used = {one.kernel_folder for one in kept}
-        freed = [folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used]
-        need_room(kernel, esp, freed=sum(freed))
+        need_room(kernel, esp, freed=_unused_kernels(esp, kept))
     return replace(new, boot_digest=digest, folder=folder)
+
+
+def _unused_kernels(esp: str, deployments: Sequence[Deployment]) -> int:
+    """Bytes on the ESP of kernels that none of these has."""
+    used = {one.kernel_folder for one in deployments}
+    return sum(folder_size(esp, name) for name in list_kernel_folders(esp) if name not in used)
+
+
+def _make_room(sysroot: Sysroot, new: _New) -> None:
+    """Give up what is staged if its kernel and the new one don't fit on the ESP together."""
+    if new.folder is not None:
+        return
+    esp = sysroot.need_esp()
+    try:
+        need_room(new.image.kernel, esp, freed=_unused_kernels(esp, live_deployments(sysroot)))
+    except BootcError:
+        forget_staged(sysroot)
 
 
 def _need_uki_that_boots(repo: Repository, uki: Uki, booted: Deployment) -> None:
@@ -345,11 +374,14 @@ def forget_staged(sysroot: Sysroot) -> bool:
 
 
 def remove_leftovers(sysroot: Sysroot, deployment: str) -> None:
-    """Remove what an interrupted staging of `deployment` left; nothing may be staged.
+    """Remove what an interrupted staging of `deployment` left; it may not be staged itself.
 
-    That is a part of a staged menu, its state folder, and kernels that no entry starts.
+    That is a staged menu that no mark belongs to, its state folder, and kernels that no entry
+    starts.
     """
-    menu.discard_staged(sysroot.need_esp())
+    if not os.path.exists(sysroot.staged_file):
+        menu.discard_staged(sysroot.need_esp())
+    menu.discard_next(sysroot.need_esp())
     found = read_deployments(sysroot)
     if deployment not in {one.id for one in found}:
         with suppress(FileNotFoundError):
@@ -367,12 +399,17 @@ def clean_up_after(sysroot: Sysroot, *, prune: bool = True) -> None:
 
 @contextmanager
 def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
-    """Take back what was written when the block fails, or is interrupted."""
+    """Take back what was written when the block fails, or is interrupted.
+
+    What was staged before is staged still, if the new deployment hasn't begun to replace it.
+    """
+    before = state.read_staged(sysroot.staged_file)
     try:
         yield
     except BaseException as error:
-        state.clear_staged(sysroot.staged_file)
-        machine.clear_reboot_required(sysroot)
+        if before is None or state.read_staged(sysroot.staged_file) != before:
+            state.clear_staged(sysroot.staged_file)
+            machine.clear_reboot_required(sysroot)
         # The reason of the failure is what has to be told; the next staging tidies up the rest.
         with suppress(OSError, BootcError):
             remove_leftovers(sysroot, deployment)

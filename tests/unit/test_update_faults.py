@@ -198,6 +198,69 @@ def test_dropping_what_is_staged(machines: dict[str, MockMachine], tmp_path: Pat
         machine.check_whole()
 
 
+def test_what_is_staged_stays_until_another_is_whole(
+    machines: dict[str, MockMachine], tmp_path: Path
+) -> None:
+    """A switch is staged, and an upgrade of it is killed: the switch is not forgotten.
+
+    Only in the middle of the last step, a few changes of /run and the ESP, nothing is staged.
+    """
+    base = machines["fresh"].copied(tmp_path / "base")
+    [first] = base.menu()
+    base.path.joinpath("images").mkdir()
+    target = parse_imgref(base.image("other", ImageContent("8", kernel=b"kernel 8")))
+    old = update.switch(base.sysroot, target).staged
+    base.image("other", ImageContent("9", kernel=b"kernel 9"))
+    assert old is not None
+    seen = set()
+    none_staged = 0
+    for machine in cuts(base, tmp_path, lambda one: update.upgrade(one.sysroot, NOTHING)):
+        check_status(machine, first)
+        mark = state.read_staged(machine.sysroot.staged_file)
+        if mark is None:
+            none_staged += 1
+            assert machine.reboot() == first
+            machine.check_whole()
+            continue
+        if mark.deployment == old.id:
+            new = update.upgrade(machine.sysroot, NOTHING).staged
+            assert new is not None
+            assert new.image == target
+        finalize_staged(machine.sysroot)
+        seen.add(mark.deployment == old.id)
+        assert (machine.etc(machine.reboot()) / "mine").read_text() == "mine\n"
+        machine.check_whole()
+        clean_up(machine.sysroot)
+        assert clean_up(machine.sysroot, dry_run=True).is_no_op
+    assert seen == {True, False}
+    assert none_staged <= 4
+
+
+def test_a_failure_keeps_what_is_staged(
+    machines: dict[str, MockMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machines["staged"].copied(tmp_path / "machine")
+    mark = state.read_staged(machine.sysroot.staged_file)
+    assert mark is not None
+    machine.path.joinpath("images").mkdir()
+    target = parse_imgref(machine.image("other", ImageContent("9", kernel=b"kernel 9")))
+    before = state.list_deployments(str(machine.root))
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "write_origin", refuse)
+        with pytest.raises(BootcError, match="cannot be written"):
+            update.switch(machine.sysroot, target)
+    assert state.read_staged(machine.sysroot.staged_file) == mark
+    assert state.list_deployments(str(machine.root)) == before
+    assert finalize_staged(machine.sysroot) is not None
+    assert machine.reboot() == mark.deployment
+    clean_up(machine.sysroot)
+    machine.check_whole()
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def finalize_staged_or_nothing(machine: MockMachine) -> None:
     """What is still marked as staged must be whole enough to be finalized."""
     mark = state.read_staged(machine.sysroot.staged_file)
