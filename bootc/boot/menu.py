@@ -27,6 +27,8 @@ from bootc.linux import libc
 _log = logging.getLogger(__name__)
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NEXT = f"{paths.ENTRIES_STAGED}.next"
+_FOLDER_BLOCKS = 4
+"""The folder itself, two new entries, and the temporary file that a file is at first."""
 _FILE_MAX = 1 << 20
 """Bytes; what is larger in a folder of entries is no entry."""
 
@@ -51,6 +53,12 @@ def prepare_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
     for name, entry in entries.arrange(wanted):
         fs.write_atomic(f"{folder}/{name}", entry.to_text())
     fs.sync_directory(os.path.dirname(folder))
+
+
+def staged_size(esp: str) -> int:
+    """Bytes of the ESP, at most, that `prepare_staged` takes: a block a file, and the folder's."""
+    blocks = len(_files(f"{esp}/{paths.ENTRIES}")) + _FOLDER_BLOCKS
+    return blocks * os.statvfs(esp).f_frsize
 
 
 def put_staged(esp: str) -> None:

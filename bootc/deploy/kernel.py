@@ -138,14 +138,19 @@ def _digest_of(folder: str) -> str | None:
 def need_room(kernel: Kernel | Uki, esp: str, *, freed: int = 0) -> None:
     """Refuse a kernel that doesn't fit on the ESP, `freed` bytes of which are to be removed."""
     need = kernel_size(kernel)
-    found = os.statvfs(esp)
-    room = found.f_bavail * found.f_frsize + freed
+    room = free_space(esp) + freed
     if need > room:
         raise BootcError(
             f"the kernel and its initramfs ({show_size(need)}) do not fit on the ESP "
             f"({show_size(room)} free)",
             hint="remove what is not bootc's from the ESP; at install, --esp-size with more",
         )
+
+
+def free_space(esp: str) -> int:
+    """Bytes."""
+    found = os.statvfs(esp)
+    return found.f_bavail * found.f_frsize
 
 
 def folder_size(esp: str, name: str) -> int:

@@ -42,6 +42,8 @@ from bootc.deploy.kernel import (
     boot_digest,
     find_shared,
     folder_size,
+    free_space,
+    kernel_size,
     known_boot_digest,
     list_kernel_folders,
     need_room,
@@ -329,13 +331,12 @@ def _unused_kernels(esp: str, deployments: Sequence[Deployment]) -> int:
 
 
 def _make_room(sysroot: Sysroot, new: _New) -> None:
-    """Give up what is staged if its kernel and the new one don't fit on the ESP together."""
-    if new.folder is not None:
-        return
+    """Give up what is staged if the kernels and menus of both don't fit on the ESP together."""
     esp = sysroot.need_esp()
-    try:
-        need_room(new.image.kernel, esp, freed=_unused_kernels(esp, live_deployments(sysroot)))
-    except BootcError:
+    need = menu.staged_size(esp)
+    if new.folder is None:
+        need += kernel_size(new.image.kernel)
+    if need > free_space(esp) + _unused_kernels(esp, live_deployments(sysroot)):
         forget_staged(sysroot)
 
 
