@@ -56,6 +56,8 @@ def ordinary_user() -> Iterator[Path]:
             for pid in processes_of_user():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            # podman keeps its locks in memory that outlives the user.
+            Path(f"/dev/shm/libpod_rootless_lock_{USER}").unlink(missing_ok=True)
             for path in reversed(bound):
                 process.run(["umount", path])
 
