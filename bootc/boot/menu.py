@@ -56,9 +56,10 @@ def prepare_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
 
 
 def staged_size(esp: str) -> int:
-    """Bytes of the ESP, at most, that `prepare_staged` takes: a block a file, and the folder's."""
-    blocks = len(_files(f"{esp}/{paths.ENTRIES}")) + _FOLDER_BLOCKS
-    return blocks * os.statvfs(esp).f_frsize
+    """Bytes of the ESP, at most, that `prepare_staged` takes, in whole blocks."""
+    block = os.statvfs(esp).f_frsize
+    files = _files(f"{esp}/{paths.ENTRIES}")
+    return (sum(-(-len(data) // block) for _, data in files) + _FOLDER_BLOCKS) * block
 
 
 def put_staged(esp: str) -> None:
@@ -69,16 +70,21 @@ def put_staged(esp: str) -> None:
     staged = f"{esp}/{paths.ENTRIES_STAGED}"
     if os.path.isdir(staged):
         with fs.open_directory(os.path.dirname(staged)) as fd:
-            names = (os.path.basename(_NEXT), os.path.basename(staged))
-            try:
-                libc.renameat2(fd, names[0], fd, names[1], libc.RENAME_EXCHANGE)
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-                shutil.rmtree(staged)
-                os.rename(f"{esp}/{_NEXT}", staged)
-    else:
-        os.rename(f"{esp}/{_NEXT}", staged)
+            if _exchanged(fd, os.path.basename(_NEXT), os.path.basename(staged)):
+                return
+        shutil.rmtree(staged)
+    os.rename(f"{esp}/{_NEXT}", staged)
+
+
+def _exchanged(loader: int, one: str, other: str) -> bool:
+    """Exchange two folders in one step; False where the file system cannot."""
+    try:
+        libc.renameat2(loader, one, loader, other, libc.RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
+    return True
 
 
 def _foreign_files(esp: str) -> list[tuple[str, bytes]]:
@@ -132,11 +138,7 @@ def exchange(esp: str) -> None:
     os.makedirs(f"{loader}/{now}", exist_ok=True)
     with fs.open_directory(loader) as fd:
         libc.syncfs(fd)
-        try:
-            libc.renameat2(fd, staged, fd, now, libc.RENAME_EXCHANGE)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
+        if not _exchanged(fd, staged, now):
             _log.info("the ESP cannot exchange folders; the entries are written one by one")
             exchange_by_file(loader)
         libc.syncfs(fd)

@@ -10,6 +10,7 @@ import pytest
 
 from bootc import process
 from bootc.linux import mount
+from tests.hostpodman import use_podman
 
 SOURCE = Path(__file__).parent / "data/file_system.c"
 
@@ -29,3 +30,9 @@ def file_system_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
     process.run([compiler, *flags, "-o", str(made), str(SOURCE)])
     return made
+
+
+@pytest.fixture
+def own_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman and skopeo with the kit's settings and a default storage of this test alone."""
+    use_podman(tmp_path, monkeypatch)

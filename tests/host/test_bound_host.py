@@ -14,7 +14,7 @@ from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.unified import find_unified_storage
 from bootc.deploy.update import UpgradeOptions
 from bootc.errors import BootcError, chain_text, find_hint
-from tests.hostpodman import served_registry, use_podman
+from tests.hostpodman import served_registry
 from tests.ocibuild import END, folder, member
 from tests.sysroots import ImageContent, MockMachine, follow, started
 from vmtests.registry import Registry
@@ -26,9 +26,8 @@ NOTHING = UpgradeOptions()
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+def registry(tmp_path: Path, own_podman: None) -> Iterator[Registry]:
     """It has `os:1`; podman is one with the kit's settings and storage of this test alone."""
-    use_podman(tmp_path, monkeypatch)
     with served_registry(tmp_path, [APP], tag="1") as running:
         yield running
 

@@ -22,11 +22,11 @@ from bootc.podman.fetch import fetch_image
 from bootc.podman.pull import PullRequest
 from bootc.podman.service import api_service
 from bootc.podman.storage import BootcStorage, make_storage
-from tests.hostpodman import served_registry, use_podman
+from tests.hostpodman import served_registry
 from tests.ocibuild import system_tar
 from vmtests.registry import PASSWORD, USER, Fault, FaultKind, On, Registry
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_podman")]
 TOP = Path(__file__).resolve().parents[2]
 SERVE = """
 import sys, time
@@ -38,11 +38,6 @@ with storage.podman() as podman, api_service(podman, storage.run) as path:
     print(path, flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture(autouse=True)
-def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_podman(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from bootc.oci.reference import ImageReference, Transport, parse_imgref
 from bootc.podman.claims import claim_name
 from bootc.podman.fetch import fetch_image
 from bootc.podman.storage import find_storage, make_storage
-from tests.hostpodman import served_registry, use_podman
+from tests.hostpodman import served_registry
 from tests.ocibuild import sha256, write_blob, write_layout
 from tests.sysroots import MockMachine
 from tests.unifiedscene import (
@@ -50,7 +50,7 @@ from tests.unifiedscene import (
 )
 from vmtests.registry import Fault, FaultKind, On, Registry
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_podman")]
 COPY = Unify(wanted=True, allow_copy=True)
 TOP = Path(__file__).resolve().parents[2]
 UPGRADE = """
@@ -59,11 +59,6 @@ from bootc.deploy import update
 from bootc.deploy.sysroot import Sysroot
 update.upgrade(Sysroot(**json.loads(sys.argv[1])), update.UpgradeOptions())
 """
-
-
-@pytest.fixture(autouse=True)
-def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_podman(tmp_path, monkeypatch)
 
 
 @pytest.fixture

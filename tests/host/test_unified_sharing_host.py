@@ -21,7 +21,7 @@ from bootc.errors import BootcError
 from bootc.linux import mount, reflink
 from bootc.oci.reference import parse_imgref
 from bootc.podman.storage import BootcStorage
-from tests.hostpodman import served_registry, use_podman
+from tests.hostpodman import served_registry
 from tests.sysroots import MockMachine
 from tests.unifiedscene import (
     BIG,
@@ -34,12 +34,7 @@ from tests.unifiedscene import (
 )
 from vmtests.registry import Registry
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(autouse=True)
-def _podman_that_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_podman(tmp_path, monkeypatch)
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_podman")]
 
 
 @pytest.fixture

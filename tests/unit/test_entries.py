@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The boot entries of deployments: names, content, and what an ESP holds."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bootc import fs
 from bootc.boot import bls, entries, loader_info, menu
 from bootc.boot.entries import OsRelease
 from bootc.errors import FormatError
+from bootc.linux import libc
 from bootc.spec import Bootloader
 
 ID = "0f" * 64
@@ -69,6 +71,36 @@ def test_names_are_cut_to_what_a_file_system_takes(
         read = entries.read_entries(esp)
     assert [entries.deployment_of(entry, name).digest for name, entry in read] == [ID, OTHER]
     assert [entry.version for _, entry in read] == [version, version]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_staged_menu_is_replaced_when_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(libc, "renameat2", _refuse)
+    esp = str(tmp_path)
+    (tmp_path / "loader/entries").mkdir(parents=True)
+    release = OsRelease(os_id="debian", version="13")
+    for deployment in (ID, OTHER):
+        made = entries.make_entry(release, deployment, [f"composefs={deployment}"])
+        before = _staged(tmp_path)
+        menu.prepare_staged(esp, [made])
+        assert _staged(tmp_path) == before
+        menu.put_staged(esp)
+        assert _staged(tmp_path) == [deployment]
+    menu.discard_next(esp)
+    assert sorted(os.listdir(tmp_path / "loader")) == ["entries", "entries.staged"]
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def _staged(esp: Path) -> list[str]:
+    with fs.open_directory(esp) as fd:
+        found = entries.read_entries(fd, "loader/entries.staged")
+    return [entries.deployment_of(entry, name).digest for name, entry in found]
 
 
 def test_entry_text() -> None:
