@@ -15,12 +15,10 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,8 +29,9 @@ import pytest
 from bootc.errors import BootcError, ProcessError
 from vmtests import paths
 from vmtests.blklog import Entry, Flag, WriteLog, count_entries, open_log
-from vmtests.cuts import find_problems, next_deployment, object_names, recovered
+from vmtests.cuts import find_problems, next_deployment, recovered
 from vmtests.domain import DiskFormat
+from vmtests.judging import Judged, Recording, judge, judge_shares, known_objects
 from vmtests.machine import Machine
 from vmtests.options import BcvkInstallOpts
 from vmtests.qcow2 import convert_to_raw, make_qcow2
@@ -64,8 +63,6 @@ PHASES = {
 }
 """A phase of `bootc upgrade`, and what is said when it begins."""
 FINALIZE, ANY = "finalize", "any"
-_TOLD_EVERY = 20
-"""Points."""
 _CHECKS = "bootc internals fsck && bootc internals composefs-gc --dry-run"
 
 
@@ -255,18 +252,6 @@ def test_cut_at_any_time_leaves_the_old_or_the_new_system(
 # -- Recorded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    """A log, what its disk was before, and which entries the upgrade made."""
-
-    log: Path
-    base: Path
-    begin: int
-    staged: int
-    old: str
-    new: str
-
-
 def record(updates: Updates, folder: Path) -> Recording:
     """Boot the installed machine, upgrade it, shut it down, all with the log on."""
     log = folder / "writes.log"
@@ -286,48 +271,6 @@ def record(updates: Updates, folder: Path) -> Recording:
     assert old is not None
     assert new is not None
     return Recording(log=log, base=base, begin=begin, staged=staged, old=old, new=new)
-
-
-def known_objects(recording: Recording, folder: Path) -> frozenset[str]:
-    """The objects of the disk before, all sound."""
-    disk = folder / "before.raw"
-    shutil.copyfile(recording.base, disk)
-    with recovered(disk, folder / "before") as found:
-        assert find_problems(found.sysroot, unsealed=found.unsealed) == []
-        names = object_names(found.sysroot)
-    disk.unlink()
-    return names
-
-
-@dataclass(slots=True)
-class Judged:
-    """What was seen of all points; `notes` counts the kinds of what the checks repaired."""
-
-    failed: list[str] = field(default_factory=list)
-    boots: Counter[str | None] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-
-
-def judge(
-    recording: Recording, point: Point, disk: Path, folder: Path, known: frozenset[str]
-) -> Judged:
-    """Look at the disk of a point."""
-    judged = Judged()
-    try:
-        with recovered(disk, folder) as found:
-            problems = find_problems(found.sysroot, known=known, unsealed=found.unsealed)
-            following = next_deployment(found.sysroot)
-    except BootcError as error:
-        judged.failed.append(f"point {point}: {error}")
-        return judged
-    # Staging alone must not change what boots.
-    allowed = {recording.old} | ({recording.new} if point.entries > recording.staged else set())
-    if following not in allowed:
-        problems.append(f"boots {following}")
-    judged.failed += [f"point {point}: {line}" for line in problems]
-    judged.boots[following] += 1
-    judged.notes.update({re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", note) for note in found.notes})
-    return judged
 
 
 def boot_point(updates: Updates, recording: Recording, disk: Path, folder: Path) -> None:
@@ -361,37 +304,43 @@ def test_every_replayed_point_is_whole(fresh: Updates, tell: Callable[[str], Non
         recording = record(fresh, folder)
         known = known_objects(recording, folder)
         begin = time.monotonic()
-        with (
-            open_log(recording.log) as log,
-            open_replay(log, recording.base, folder) as replay,
-        ):
+        with open_log(recording.log) as log:
             tell(
                 f"{len(log.entries)} entries, {recording.log.stat().st_size >> 20} MiB: "
                 f"staging {recording.begin} to {recording.staged}, then the shutdown"
             )
             points = plan(log.entries, recording)
-            booted = set(random.Random(SEED).sample(range(len(points)), min(BOOTS, len(points))))
-            disk = folder / "point.raw"
-            for number, point in enumerate(points):
-                replay.make(point, disk)
-                if number in booted:
-                    boot_point(fresh, recording, disk, folder)
-                judged = judge(recording, point, disk, folder / "files", known)
-                total.failed += judged.failed
-                total.boots += judged.boots
-                total.notes += judged.notes
-                if (number + 1) % _TOLD_EVERY == 0:
-                    tell(f"{number + 1} of {len(points)}: {time.monotonic() - begin:.0f} s")
-        with open_log(recording.log) as log:
+            for judged in judge_shares(recording, points, folder, known):
+                total.add(judged)
+                tell(f"{total.points} of {len(points)}: {time.monotonic() - begin:.0f} s")
+            boot_some(fresh, recording, log, points, folder)
             unflushed = losses_without_flushes(log, recording, folder, known)
     old, new = total.boots[recording.old], total.boots[recording.new]
     tell(f"{len(points)} points in {time.monotonic() - begin:.0f} s: {old} boot old, {new} new")
     for note, count in total.notes.most_common(12):
         tell(f"  {count} times: {note}")
     assert total.failed == []
+    assert total.points == len(points)
     assert old
     assert new
     assert unflushed, "a disk that ignores flushes should lose something, or nothing is tested"
+
+
+def boot_some(
+    updates: Updates,
+    recording: Recording,
+    log: WriteLog,
+    points: Sequence[Point],
+    folder: Path,
+) -> None:
+    """BOOTS of the points, each replayed again and booted."""
+    chosen = sorted(random.Random(SEED).sample(range(len(points)), min(BOOTS, len(points))))
+    disk = folder / "booted.raw"
+    with open_replay(log, recording.base, folder) as replay:
+        for number in chosen:
+            replay.make(points[number], disk)
+            boot_point(updates, recording, disk, folder)
+    disk.unlink(missing_ok=True)
 
 
 def losses_without_flushes(
