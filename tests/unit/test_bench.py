@@ -2,7 +2,9 @@
 """The benchmarks' frame: what is measured and judged, and that nothing is missing in silence."""
 
 import json
+import random
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from bootc.errors import BootcError, ProcessError
 from tests.bench import bench
 from tests.bench.frame import Result, Row, Run, Side, measure, run_side, table
 from tests.bench.rows_digest import openssl_speed
-from tests.bench.sample import Setup, make_tree, retire
+from tests.bench.sample import Setup, make_contents, make_tree, retire
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -105,6 +107,12 @@ def test_bench_names_what_is_missing(
     assert "openssl is not on PATH (try: apt-get install -y openssl" in err
     assert bench.main(["--only", "no such row", "--scratch", str(tmp_path)]) == 1
     assert "no row's name contains" in capsys.readouterr().err
+
+
+def test_bench_contents_pack_as_a_distributions_do() -> None:
+    contents = make_contents(random.Random(1), 1 << 20)
+    assert len(contents) == 1 << 20
+    assert 0.4 < len(zlib.compress(contents, 6)) / len(contents) < 0.5
 
 
 def test_bench_tree_is_made_equal_by_equal_seeds(tmp_path: Path) -> None:
