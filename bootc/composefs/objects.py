@@ -41,6 +41,9 @@ TEMPORARY = ".tmp-object-"
 SHARDS = tuple(f"{number:02x}" for number in range(256))
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _COPIES = 10
+WRITTEN_EARLY = 256 << 10
+"""Bytes: from this size on the disk begins to write an object at once and not only when all is
+synced, which else takes a quarter of a pull. (To enable fs-verity writes it anyway.)"""
 # What a hard link fails with when a copy would do: another file system, too many links, not ours.
 _NO_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOENT)
 
@@ -62,6 +65,9 @@ class Route(StrEnum):
     REFLINKED = "reflinked"
     HARDLINKED = "hardlinked"
     COPIED = "copied"
+
+
+_WITH_DATA = (Route.WRITTEN, Route.COPIED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -515,6 +521,8 @@ class ObjectStore:
                 temporary = fs.temporary_name(TEMPORARY)
                 libc.link_fd(fd, self._fd, temporary)
             os.rename(temporary, name[2:], src_dir_fd=self._fd, dst_dir_fd=shard)
+        if size >= WRITTEN_EARLY and route in _WITH_DATA and not self._measures:
+            libc.start_writing(fd)
         self._count(route, size)
 
     def _rename(self, temporary: str, shard: int, name: str) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bootc import process
+from bootc import __version__, process
+from bootc.deploy.source import proxy_options, skopeo_version
 from bootc.errors import BootcError
 from bootc.oci.layout import LayoutSource
 from bootc.oci.model import read_manifest, verify_digest
@@ -57,6 +59,17 @@ def test_skopeo_copies_the_image_as_it_is(
     assert found.manifest_digest == wanted.manifest_digest
     assert any(agent.startswith("skopeo/") for agent in registry.agents())
     assert any(request.path.startswith("/token") for request in registry.requests) == bool(fault)
+
+
+def test_registry_is_told_who_pulls_as_far_as_skopeo_passes_it_on(registry: Registry) -> None:
+    version = skopeo_version()
+    options = replace(proxy_options(version), insecure=True)
+    with ProxySource(f"docker://{registry.address}/os:1", options) as source:
+        layer = read_manifest(source.manifest, "manifest").layers[0]
+        with source.open_blob(layer.digest) as blob:
+            assert blob.read(1)
+    named = {agent.startswith(f"bootc/{__version__} ") for agent in registry.agents()}
+    assert named == {version >= (1, 19)}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bootc.composefs.digest import Algorithm, digest_bytes
-from bootc.composefs.objects import object_path
+from bootc.composefs.objects import WRITTEN_EARLY, object_path
 from bootc.composefs.repository import NotFoundError, Repository
 from bootc.errors import BootcError, FormatError
+from bootc.linux import libc
 
 
 def files_below(path: Path) -> set[str]:
@@ -118,6 +119,25 @@ def test_objects_lie_where_their_digest_says(tmp_path: Path, algorithm: Algorith
     path = tmp_path / "r/objects" / object_path(digest)
     assert path.read_bytes() == data
     assert files_below(tmp_path / "r/objects") == {object_path(digest)}
+
+
+def test_disk_begins_with_large_objects_before_they_are_synced(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    begin = libc.start_writing
+
+    def count(fd: int) -> None:
+        begun.append(os.fstat(fd).st_size)
+        begin(fd)
+
+    monkeypatch.setattr(libc, "start_writing", count)
+    with Repository.init(where, algorithm=Algorithm.SHA256, secure=False) as repo:
+        sealed = repo.writable_objects().measures
+        for size in (WRITTEN_EARLY - 1, WRITTEN_EARLY, WRITTEN_EARLY, WRITTEN_EARLY + 1):
+            repo.ensure_object(bytes(size))
+    # To enable fs-verity writes a file anyway.
+    assert begun == ([] if sealed else [WRITTEN_EARLY, WRITTEN_EARLY + 1])
 
 
 def test_object_that_a_power_cut_truncated_is_replaced(where: Path) -> None:
