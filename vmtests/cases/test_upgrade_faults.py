@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -161,6 +162,15 @@ def test_only_the_layer_that_changed_is_moved(scene: Scene) -> None:
     scene.check_upgrade(digest)
     sizes = scene.updates.layer_sizes()
     assert sizes[-1] <= scene.blob_bytes() < sizes[-1] + (1 << 20) + min(sizes[:-1])
+
+
+def test_registry_is_told_who_asks_as_far_as_skopeo_passes_it_on(scene: Scene) -> None:
+    scene.updates.registry.forget()
+    scene.machine.run("bootc upgrade --check", timeout=UPGRADE_LIMIT)
+    said = scene.machine.run("skopeo --version", timeout=60).stdout
+    version = [int(part) for part in re.findall(r"\d+", said)[:2]]
+    named = {agent.partition("/")[0] for agent in scene.updates.registry.agents()}
+    assert named == {"bootc" if version >= [1, 19] else "skopeo"}
 
 
 def test_full_root_leaves_the_old_system_whole(scene: Scene) -> None:
