@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.test_cuts_host import MIB, ROOT_START, make_disk
+from tests.diskbuild import MIB, ROOT_START, make_disk
 from tests.sysroots import ImageContent, MockMachine
 from tests.writelogs import entry, write_log
 from vmtests import judging
