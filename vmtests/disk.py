@@ -30,7 +30,7 @@ from vmtests.image import BuiltImage
 from vmtests.machine import Machine, start_machine
 from vmtests.options import BcvkInstallOpts
 from vmtests.qcow2 import make_qcow2
-from vmtests.readiness import FAST_ARGS, KERNEL_ARGS, NO_POLICY_ARGS
+from vmtests.readiness import FAST_ARGS, KERNEL_ARGS, OWN_BASE_ARGS
 from vmtests.tree import OCI_TAG, ImageTree, exported
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def installer_argv(opts: BcvkInstallOpts) -> list[str]:
 
 
 def _kernel_args(opts: BcvkInstallOpts) -> tuple[str, ...]:
-    return (*KERNEL_ARGS, *FAST_ARGS, *(() if opts.base else NO_POLICY_ARGS))
+    return (*KERNEL_ARGS, *FAST_ARGS, *(() if opts.base else OWN_BASE_ARGS))
 
 
 def tree_spec(

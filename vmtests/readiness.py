@@ -60,9 +60,20 @@ FAST_ARGS = (
 )
 """Not needed, but worth almost half of a boot under TCG."""
 
-NO_POLICY_ARGS = ("lsm=lockdown,yama,landlock",)
-"""For images without a policy (our own base): no AppArmor, SELinux and BPF hooks in every fork,
-open and page fault, and no program for the kernel to verify when systemd finds the BPF ones."""
+OWN_BASE_ARGS = (
+    # It has no policy: no AppArmor, SELinux and BPF hooks in every fork, open and page fault, and
+    # no program for the kernel to verify when systemd finds the BPF ones.
+    "lsm=lockdown,yama,landlock",
+    # Each is a program in the way of sshd, for file systems that measure and debug (a test that
+    # wants one mounts it) and for what nobody gives these machines: rules for udev, leases to keep.
+    "systemd.mask=dev-hugepages.mount",
+    "systemd.mask=dev-mqueue.mount",
+    "systemd.mask=sys-kernel-debug.mount",
+    "systemd.mask=sys-kernel-tracing.mount",
+    "systemd.mask=systemd-udev-load-credentials.service",
+    "systemd.mask=systemd-networkd-persistent-storage.service",
+)
+"""For images on our own base; what stands on another one may need each of these."""
 
 CONSOLE_LINES = 20
 
@@ -292,6 +303,23 @@ class Progress:
         return (time.monotonic() if now is None else now) - self.since
 
 
+# A console that says nothing for so many seconds does not tell when sshd starts. Nor does one that
+# still talks so many seconds after userspace began (emulated: times the factor).
+_SILENCE = 5.0
+_USERSPACE_TELLS = 5.0
+
+
+def may_have_sshd(
+    console: ConsoleFile, progress: Progress, factor: float, now: float | None = None
+) -> bool:
+    """Whether an sshd may run though no line on the console told of it."""
+    now = time.monotonic() if now is None else now
+    if console.reader.prompt or now - console.heard > _SILENCE:
+        return True
+    in_userspace = progress.stage.rank >= Stage.USERSPACE.rank
+    return in_userspace and progress.stuck_for(now) > _USERSPACE_TELLS * factor
+
+
 def host_speed() -> float:
     """The share of the CPUs' time that a machine gets at the host's present load, 0 to 1.
 
@@ -320,6 +348,8 @@ class ConsoleFile:
     path: Path
     offset: int = 0
     reader: ConsoleReader = field(default_factory=ConsoleReader)
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said something, or when we began to listen."""
 
     def poll(self) -> None:
         try:
@@ -330,4 +360,5 @@ class ConsoleFile:
             return
         self.offset += len(data)
         if data:
+            self.heard = time.monotonic()
             self.reader.feed(data.decode(errors="replace"))

@@ -101,6 +101,9 @@ class Door:
     `INTERVAL` seconds and given up after `PATIENCE`. The one that is answered becomes the login.
     When sshd is known to be there (`hurry`), the address may still be missing: then one is begun
     every `SOON` seconds. Those that come too early reach nobody, so few are left alone.
+
+    QEMU goes on to deliver a knock that was given up, and the guest's sshd starts a process for it
+    just when the login wants the CPU: a caller who knows that no sshd can be there yet says so.
     """
 
     INTERVAL: ClassVar[float] = 2.0
@@ -112,30 +115,33 @@ class Door:
     _last: float = 0.0
     _interval: float = INTERVAL
 
-    def poll(self, seconds: float) -> socket.socket | None:
-        """Look for an answer for `seconds`: a connection on which sshd's banner is to be read."""
+    def poll(self, seconds: float, *, knock: bool = True) -> socket.socket | None:
+        """Look for an answer for `seconds`: a connection on which sshd's banner is to be read.
+
+        With `knock=False` no new one is begun.
+        """
         now = time.monotonic()
-        if now - self._last >= self._interval:
+        if knock and now - self._last >= self._interval:
             self._last = now
             self._knock()
-        for knock, began in list(self._knocks.items()):
+        for waiting, began in list(self._knocks.items()):
             if now - began > self.PATIENCE:
-                self._give_up(knock)
+                self._give_up(waiting)
         if not self._knocks:
             time.sleep(seconds)
             return None
-        for knock in select.select(list(self._knocks), [], [], seconds)[0]:
+        for waiting in select.select(list(self._knocks), [], [], seconds)[0]:
             try:
-                said = knock.recv(4, socket.MSG_PEEK)
+                said = waiting.recv(4, socket.MSG_PEEK)
             except OSError:
                 said = b""
             if said == b"SSH-":
-                del self._knocks[knock]
+                del self._knocks[waiting]
                 self.close()
-                knock.setblocking(True)
-                return knock
+                waiting.setblocking(True)
+                return waiting
             # Refused: the guest has its address, and sshd is about to come.
-            self._give_up(knock)
+            self._give_up(waiting)
             self._last = min(self._last, now - self._interval + 0.3)
         return None
 

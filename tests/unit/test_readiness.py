@@ -17,6 +17,7 @@ from vmtests.readiness import (
     Stage,
     last_lines,
     limits,
+    may_have_sshd,
     plain,
 )
 
@@ -96,6 +97,29 @@ def test_the_start_of_an_sshd_is_seen(line: str) -> None:
     assert not reader.sshd
     reader.feed(f"{line}\r\n")
     assert reader.sshd
+
+
+def test_nobody_knocks_while_the_console_tells_what_starts(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    path.write_text("[    0.000000] Linux version 6.12\r\nWelcome to Debian GNU/Linux 13!\r\n")
+    console, progress = ConsoleFile(path), Progress()
+    console.poll()
+    progress.reach(console.reader.stage, console.heard)
+    assert not may_have_sshd(console, progress, 3.0, console.heard + 4)
+    assert may_have_sshd(console, progress, 3.0, console.heard + 6), "a silent console"
+    console.heard += 14
+    assert not may_have_sshd(console, progress, 3.0, console.heard)
+    assert may_have_sshd(console, progress, 1.0, console.heard), "longer than any userspace takes"
+    assert may_have_sshd(console, progress, 3.0, console.heard + 2), "that long when emulated"
+
+
+def test_a_login_prompt_or_no_console_at_all_lets_knock(tmp_path: Path) -> None:
+    console, progress = ConsoleFile(tmp_path / "none"), Progress()
+    console.poll()
+    assert not may_have_sshd(console, progress, 1.0, console.heard + 1)
+    assert may_have_sshd(console, progress, 1.0, console.heard + 6)
+    console.reader.feed("vm login: ")
+    assert may_have_sshd(console, progress, 1.0, console.heard)
 
 
 @pytest.mark.parametrize(

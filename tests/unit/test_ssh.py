@@ -99,6 +99,21 @@ def test_a_hurried_door_knocks_more_often(listener: socket.socket) -> None:
         assert time.monotonic() - begin >= ssh.Door.SOON
 
 
+def test_a_caller_who_knows_better_has_no_knock_begun(listener: socket.socket) -> None:
+    listener.settimeout(10)
+    with closing(ssh.Door(listener.getsockname()[1])) as door:
+        assert door.poll(0.01, knock=False) is None
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        assert door.poll(0.01) is None
+        with listener.accept()[0] as guest:
+            guest.sendall(b"SSH-2.0-test\r\n")
+            opened = door.poll(5.0, knock=False)
+            assert opened is not None, "those that wait are answered all the same"
+            opened.close()
+
+
 def test_nobody_listening_is_no_error() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
