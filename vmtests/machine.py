@@ -35,8 +35,8 @@ _IDENTITY = (
     f"{BOOT_ID}; count=$(systemctl show --property=SoftRebootsCount --value 2>/dev/null);"
     " echo ${count:-0}"
 )
-# The same of a machine that was just powered on, which made no soft reboot. By the shell's own means:
-# under emulation each program that a login starts is a tenth of a second.
+# The same of a machine that was just powered on, which made no soft reboot. By the shell's own
+# means: under emulation each program that a login starts is a tenth of a second.
 _FIRST_COMMAND = "read -r id </proc/sys/kernel/random/boot_id; echo $id; echo 0"
 _POLL = 0.1
 
