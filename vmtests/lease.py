@@ -26,7 +26,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -194,18 +194,31 @@ def find_qemu(folder: Path, name: str) -> Process | None:
 def reap_orphans(pause: float = 0.1) -> None:
     """For ever: take notice of the end of every QEMU that became our child when its parent ended.
 
-    Other children are left to whoever started them.
+    Other children are left to whoever started them, also those that nobody waits for because they
+    became ours in the same way.
     """
     while True:
+        waiting = pause
         # One that somebody else waits for may be gone at any moment.
         with suppress(ChildProcessError, FileNotFoundError, ProcessLookupError):
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if found is not None:
-                name = Path(f"/proc/{found.si_pid}/comm").read_text()
-                if name.startswith(_QEMU_COMM):
-                    os.waitpid(found.si_pid, os.WNOHANG)
-                    continue
-        time.sleep(pause)
+                # It is always the same one that is told of: behind another may stand a QEMU.
+                theirs = not _is_qemu(str(found.si_pid))
+                _reap_qemu(os.listdir("/proc") if theirs else [str(found.si_pid)])
+                waiting = 5 * pause if theirs else 0
+        time.sleep(waiting)
+
+
+def _is_qemu(pid: str) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text().startswith(_QEMU_COMM)
+
+
+def _reap_qemu(pids: Iterable[str]) -> None:
+    for pid in pids:
+        with suppress(ChildProcessError, FileNotFoundError, ProcessLookupError):
+            if pid.isdigit() and _is_qemu(pid):
+                os.waitpid(int(pid), os.WNOHANG)
 
 
 def end_process(process: Process, *, patience: float = 5.0) -> None:

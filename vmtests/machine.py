@@ -381,23 +381,32 @@ def start_machine(
     )
     machine = Machine(root=hypervisor.root, lease=lease, accel=spec.accel, limits=limits)
     claim_name(hypervisor, spec.name)
-    keep = False
+    keep = done = False
     try:
         with step(f"boot {spec.name}"):
             while not _boot(hypervisor, machine, spec, retry=retries > 0):
                 retries -= 1
         keep = persistent
         yield machine
-    except BaseException:
-        # What it was to make is given up: QEMU need not take the time to write its disks.
-        if machine.lease.qemu is not None and not persistent:
-            leases.end_process(machine.lease.qemu, patience=0)
-        raise
+        done = True
     finally:
         if keep:
             machine.log_out()
         else:
-            end(hypervisor, machine)
+            _end_after(hypervisor, machine, done=done)
+
+
+def _end_after(hypervisor: Hypervisor, machine: Machine, *, done: bool) -> None:
+    try:
+        if not done and machine.lease.qemu is not None and not machine.lease.persistent:
+            # What it was to make is given up: QEMU need not take the time to write its disks.
+            leases.end_process(machine.lease.qemu, patience=0)
+        end(hypervisor, machine)
+    except BootcError as error:
+        if done:
+            raise
+        # What went wrong before says more.
+        _log.warning("%s%s", error, f" ({error.hint})" if error.hint else "")
 
 
 def claim_name(hypervisor: Hypervisor, name: str) -> None:

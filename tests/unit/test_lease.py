@@ -165,6 +165,10 @@ libc.set_child_subreaper()
 threading.Thread(target=lease.reap_orphans, args=(0.01,), daemon=True).start()
 program = Path(sys.argv[1]) / "qemu-system-none"
 shutil.copy(shutil.which("sleep"), program)
+if len(sys.argv) > 2:  # an orphan that nobody waits for, and that ended before
+    orphan = subprocess.run(["sh", "-c", "true >/dev/null & echo $!"], stdout=subprocess.PIPE)
+    while " Z " not in Path(f"/proc/{int(orphan.stdout)}/stat").read_text():
+        time.sleep(0.01)
 said = subprocess.run(["sh", "-c", f"{program} 0.5 >/dev/null & echo $!"], stdout=subprocess.PIPE)
 pid = int(said.stdout)
 own = subprocess.Popen(["sleep", "0.7"])
@@ -178,6 +182,7 @@ print("status of our own child:", own.wait())
 """
 
 
-def test_orphaned_qemu_leaves_no_zombie(tmp_path: Path) -> None:
-    done = process.run([sys.executable, "-c", _SUBREAPER, str(tmp_path)], timeout=60)
+@pytest.mark.parametrize("another", [(), ("another orphan",)], ids=["alone", "behind-another"])
+def test_orphaned_qemu_leaves_no_zombie(tmp_path: Path, another: tuple[str, ...]) -> None:
+    done = process.run([sys.executable, "-c", _SUBREAPER, str(tmp_path), *another], timeout=60)
     assert done.stdout == "taken notice of\nstatus of our own child: 0\n", done.stderr
