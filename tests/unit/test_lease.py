@@ -166,7 +166,7 @@ threading.Thread(target=lease.reap_orphans, args=(0.01,), daemon=True).start()
 program = Path(sys.argv[1]) / "qemu-system-none"
 shutil.copy(shutil.which("sleep"), program)
 if len(sys.argv) > 2:  # an orphan that nobody waits for, and that ended before
-    orphan = subprocess.run(["sh", "-c", "true >/dev/null & echo $!"], stdout=subprocess.PIPE)
+    orphan = subprocess.run(["sh", "-c", "sleep 0.3 >/dev/null & echo $!"], stdout=subprocess.PIPE)
     while " Z " not in Path(f"/proc/{int(orphan.stdout)}/stat").read_text():
         time.sleep(0.01)
 said = subprocess.run(["sh", "-c", f"{program} 0.5 >/dev/null & echo $!"], stdout=subprocess.PIPE)
