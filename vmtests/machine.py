@@ -276,7 +276,7 @@ class _Waiting:
                 door.close()
 
     def may_have_sshd(self) -> bool:
-        factor = readiness.TCG_FACTOR if self.machine.accel is Accel.TCG else 1.0
+        factor = slowness(self.machine.accel)
         return readiness.may_have_sshd(self.console, self.progress, factor)
 
     def try_login(self, opened: socket.socket) -> bool:
@@ -362,8 +362,7 @@ def start_machine(
     Under TCG a kernel panic is tried again (`retries` times), which is said aloud: QEMU's emulation
     of several CPUs is not perfect.
     """
-    factor = readiness.TCG_FACTOR if spec.accel is Accel.TCG else 1.0
-    limits = dict(limits or readiness.limits(factor))
+    limits = dict(limits or readiness.limits(slowness(spec.accel)))
     if key is not None and spec.authorized_key is None:
         spec = replace(spec, authorized_key=key.public)
     if hypervisor.qemu_version() < (8, 1, 0):
@@ -407,6 +406,11 @@ def _end_after(hypervisor: Hypervisor, machine: Machine, *, done: bool) -> None:
             raise
         # What went wrong before says more.
         _log.warning("%s%s", error, f" ({error.hint})" if error.hint else "")
+
+
+def slowness(accel: Accel) -> float:
+    """By how much the limits of a machine with KVM are multiplied."""
+    return readiness.TCG_FACTOR if accel is Accel.TCG else 1.0
 
 
 def claim_name(hypervisor: Hypervisor, name: str) -> None:

@@ -38,7 +38,6 @@ from bootc.log import step
 from vmtests import lease as leases
 from vmtests import readiness, ssh
 from vmtests.domain import (
-    Accel,
     DirectKernel,
     Disk,
     DiskFormat,
@@ -49,7 +48,7 @@ from vmtests.domain import (
     target_name,
 )
 from vmtests.hypervisor import Hypervisor
-from vmtests.machine import BOOT_ID, Machine, adopt, claim_name, end, start_machine
+from vmtests.machine import BOOT_ID, Machine, adopt, claim_name, end, slowness, start_machine
 from vmtests.qcow2 import make_qcow2
 from vmtests.ssh import KeyPair
 
@@ -294,7 +293,7 @@ def _try_restore(
         scratch=scratch,
         labels=labels or {},
     )
-    factor = readiness.TCG_FACTOR if spec.accel is Accel.TCG else 1.0
+    factor = slowness(spec.accel)
     machine = Machine(
         root=hypervisor.root, lease=lease, accel=spec.accel, limits=readiness.limits(factor)
     )
@@ -352,9 +351,7 @@ def _read_identity(snapshot: Snapshot) -> str:
 
 def _wake(machine: Machine, began: float) -> str:
     """Set the guest's clock, which stood still since it was saved; returns its boot id."""
-    deadline = time.monotonic() + _ANSWER_LIMIT * (
-        readiness.TCG_FACTOR if machine.accel is Accel.TCG else 1.0
-    )
+    deadline = time.monotonic() + _ANSWER_LIMIT * slowness(machine.accel)
     door = ssh.Door(machine.port)
     try:
         while (opened := door.poll(0.05)) is None:
