@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bootc.linux import libc
+
 _ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 Path = str | os.PathLike[str]
@@ -41,6 +43,75 @@ def sync_directory(path: Path, *, dir_fd: int | None = None) -> None:
         os.fsync(fd)
 
 
+def sync_filesystem(path: Path) -> None:
+    """Make all that was written to the file system of the directory `path` durable.
+
+    syncfs(2) of vfat writes everything, but doesn't tell the disk to flush its cache; fsync(2) of a
+    directory does (fat_file_fsync, since Linux 5.3). And fsync alone isn't enough there: the entry
+    of a renamed file gets its first cluster when the file's inode is written, not the directory's.
+    """
+    with open_directory(path) as fd:
+        libc.syncfs(fd)
+        os.fsync(fd)
+
+
+@contextmanager
+def _kept(path: Path, *, dir_fd: int | None = None) -> Iterator[None]:
+    """Keep what is at `path`, if anything is, in use for as long as the block runs.
+
+    Its blocks become free afterwards. vfat has no journal: when they are free on the disk before
+    the name is gone there, a power cut leaves a name that leads to nothing.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def put_in_place(fd: int, temporary: str, path: str) -> None:
+    """Rename the file `temporary`, which is open as `fd` and has the same folder, to `path`.
+
+    Durably, and so that at any moment `path` has its old content or the new, also on vfat.
+    """
+    with _kept(path):
+        os.fsync(fd)
+        os.rename(temporary, path)
+        # On vfat the new name leads to the content once the file is written again.
+        os.fsync(fd)
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def remove_file(path: Path) -> None:
+    """Unlink a file, durably: its name goes before its content does, also on vfat."""
+    with _kept(path):
+        os.unlink(path)
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a small folder, durably: its name goes before its content does, also on vfat.
+
+    There must be no mounts in it; each of its files takes a file descriptor for the moment.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder, _, names in os.walk(path, topdown=False, onerror=_fail):
+            for name in names:
+                stack.enter_context(_kept(os.path.join(folder, name)))
+                os.unlink(os.path.join(folder, name))
+            stack.enter_context(_kept(folder))
+            os.rmdir(folder)
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
 def lacks_tmpfile(error: OSError) -> bool:
     """Whether opening with O_TMPFILE failed because this file system or kernel has none."""
     # A kernel that doesn't know the flag sees O_DIRECTORY in it, and a directory is not writable.
@@ -66,7 +137,10 @@ def write_atomic(
     """
     content = data.encode() if isinstance(data, str) else data
     folder, name = os.path.split(os.fspath(path))
-    with open_directory(folder or ".", dir_fd=dir_fd) as parent:
+    with (
+        open_directory(folder or ".", dir_fd=dir_fd) as parent,
+        _kept(name, dir_fd=parent),
+    ):
         temporary = temporary_name(f".{name}.")
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent
@@ -76,9 +150,11 @@ def write_atomic(
                 write_all(fd, content)
                 os.fchmod(fd, mode)
                 os.fsync(fd)
+                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+                # On vfat the new name leads to the content once the file is written again.
+                os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=parent)

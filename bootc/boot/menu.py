@@ -9,7 +9,11 @@
 
 The first two are exchanged in one step (RENAME_EXCHANGE), which vfat can do from Linux 6.0 on.
 Elsewhere files are written one by one, and there is always something to boot. The ESP is synced
-before and after.
+before and after, and what goes loses its name before its content is free.
+
+The exchange changes two entries of one folder. A disk whose sectors are smaller than that may keep
+one of them at a power cut: what boots is a whole menu, the old or the new, but two names lead to it
+then. Who removes one of them empties the other, so such a twin is put aside instead.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 
 from bootc import fs, paths
@@ -72,7 +75,7 @@ def put_staged(esp: str) -> None:
         with fs.open_directory(os.path.dirname(staged)) as fd:
             if _exchanged(fd, os.path.basename(_NEXT), os.path.basename(staged)):
                 return
-        shutil.rmtree(staged)
+        _discard(esp, paths.ENTRIES_STAGED)
     os.rename(f"{esp}/{_NEXT}", staged)
 
 
@@ -110,21 +113,50 @@ def _files(folder: str) -> list[tuple[str, bytes]]:
 def discard_staged(esp: str) -> bool:
     """Remove the staged menu, or what an interruption left of it; whether there was one."""
     discard_next(esp)
-    return _discard(f"{esp}/{paths.ENTRIES_STAGED}")
+    return _discard(esp, paths.ENTRIES_STAGED)
 
 
 def discard_next(esp: str) -> None:
     """Remove what `prepare_staged` wrote, or the menu that `put_staged` replaced."""
-    _discard(f"{esp}/{_NEXT}")
+    _discard(esp, _NEXT)
 
 
-def _discard(folder: str) -> bool:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
+def _discard(esp: str, name: str) -> bool:
+    folder = f"{esp}/{name}"
+    if not os.path.isdir(folder):
         return False
-    fs.sync_directory(os.path.dirname(folder))
+    for other in (paths.ENTRIES, paths.ENTRIES_STAGED, _NEXT):
+        if other != name and _is_twin(folder, f"{esp}/{other}"):
+            _put_aside(folder, other)
+            return True
+    fs.remove_tree(folder)
     return True
+
+
+def _is_twin(one: str, other: str) -> bool:
+    """Whether two names lead to the same folder: what is made in one of them is seen in both."""
+    if _files(one) != _files(other) or not os.path.isdir(other):
+        return False
+    name = fs.temporary_name(".twin-")
+    # Not a folder: a full ESP has room for a name, but not for a block.
+    os.close(os.open(f"{one}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        return name in os.listdir(other)
+    finally:
+        os.unlink(f"{one}/{name}")
+
+
+def _put_aside(folder: str, other: str) -> None:
+    aside = fs.temporary_name(f"{folder}.twin-")
+    os.rename(folder, aside)
+    fs.sync_filesystem(os.path.dirname(folder))
+    _log.warning(
+        "a power cut left %s and %s as one folder on the ESP; the first is put aside as %s; repair "
+        "the ESP when it is not mounted: fsck.vfat -a",
+        os.path.basename(folder),
+        other,
+        os.path.basename(aside),
+    )
 
 
 def has_staged(esp: str) -> bool:
@@ -136,12 +168,12 @@ def exchange(esp: str) -> None:
     loader = f"{esp}/{os.path.dirname(paths.ENTRIES)}"
     now, staged = (os.path.basename(name) for name in (paths.ENTRIES, paths.ENTRIES_STAGED))
     os.makedirs(f"{loader}/{now}", exist_ok=True)
+    fs.sync_filesystem(loader)
     with fs.open_directory(loader) as fd:
-        libc.syncfs(fd)
         if not _exchanged(fd, staged, now):
             _log.info("the ESP cannot exchange folders; the entries are written one by one")
             exchange_by_file(loader)
-        libc.syncfs(fd)
+    fs.sync_filesystem(loader)
     discard_staged(esp)
 
 
@@ -158,5 +190,4 @@ def exchange_by_file(loader: str) -> None:
             fs.write_atomic(f"{now}/{name}", file.read())
     for name in os.listdir(now):
         if name not in wanted:
-            os.unlink(f"{now}/{name}")
-    fs.sync_directory(now)
+            fs.remove_file(f"{now}/{name}")

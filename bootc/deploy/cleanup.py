@@ -375,12 +375,9 @@ def _apply_storage(plan: StoragePlan, sysroot: Sysroot) -> None:
 
 def apply_kernels(plan: CleanupPlan, sysroot: Sysroot) -> None:
     """Remove the kernels of the plan."""
-    folder = f"{sysroot.need_esp()}/{paths.ESP_KERNELS}"
     for name in plan.kernels:
         remove_kernel(sysroot.need_esp(), name)
         _tell(f"the kernel {'image' if name.endswith('.efi') else 'folder'} {name}")
-    if plan.kernels:
-        fs.sync_directory(folder)
 
 
 def _tell(what: str) -> None:

@@ -35,9 +35,7 @@ def delete_deployment(sysroot: Sysroot, name: str) -> str:
     if role == "staged":
         forget_staged(sysroot)
     elif victim.file is not None:
-        folder = f"{sysroot.need_esp()}/{paths.ENTRIES}"
-        os.unlink(f"{folder}/{victim.file}")
-        fs.sync_directory(folder)
+        fs.remove_file(f"{sysroot.need_esp()}/{paths.ENTRIES}/{victim.file}")
     if victim.id not in {one.id for one in read_deployments(sysroot)}:
         folder = f"{sysroot.root}/{paths.state_dir(victim.id)}"
         if os.path.isdir(folder):

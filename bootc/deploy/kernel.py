@@ -176,7 +176,6 @@ def write_kernel(repo: Repository, kernel: Kernel, esp: str, deployment: str) ->
     try:
         for name, leaf in zip(_FILES, (kernel.vmlinuz, kernel.initrd), strict=True):
             _write_file(repo, leaf, f"{folder}/{name}", hasher.update)
-        fs.sync_directory(folder)
         fs.sync_directory(os.path.dirname(folder))
     except BaseException:
         if made:
@@ -193,8 +192,7 @@ def _write_file(repo: Repository, leaf: Leaf, path: str, tell: Callable[[bytes],
             tell(piece)
             file.write(piece)
         file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
+        fs.put_in_place(file.fileno(), f"{path}.new", path)
 
 
 def list_kernel_folders(esp: str) -> list[str]:
@@ -220,14 +218,13 @@ def remove_kernel(esp: str, name: str) -> None:
     """Remove what `list_kernel_folders` names."""
     path = f"{esp}/{paths.ESP_KERNELS}/{name}"
     if not name.endswith(".efi"):
-        shutil.rmtree(path)
+        fs.remove_tree(path)
         return
     for part in (path, f"{path}.new"):
         with suppress(FileNotFoundError):
-            os.unlink(part)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(f"{path}{paths.UKI_ADDONS}")
-    fs.sync_directory(os.path.dirname(path))
+            fs.remove_file(part)
+    if os.path.isdir(f"{path}{paths.UKI_ADDONS}"):
+        fs.remove_tree(f"{path}{paths.UKI_ADDONS}")
 
 
 def _ours(folder: str) -> list[str]:

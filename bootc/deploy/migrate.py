@@ -32,7 +32,6 @@ from bootc.boot import bls, entries, menu
 from bootc.deploy import messages
 from bootc.deploy.sysroot import Sysroot, open_booted
 from bootc.errors import BootcError
-from bootc.linux import libc
 from bootc.log import step
 
 _log = logging.getLogger(__name__)
@@ -194,8 +193,7 @@ def _migrate_one(esp: str, move: Move) -> bool:
         if not _is_used(esp, move.new):
             for part in sources:
                 _copy(f"{esp}/{part}", f"{esp}/{move.new}{part.removeprefix(move.old)}")
-        with fs.open_directory(esp) as fd:
-            libc.syncfs(fd)
+        fs.sync_filesystem(esp)
         menu.write_staged(esp, [_renamed(entry, move) for _, entry in ours])
         menu.exchange(esp)
     _log.info(
@@ -261,10 +259,9 @@ def _remove_old(esp: str) -> bool:
                 continue
             path = f"{esp}/{folder}/{name}"
             if os.path.isdir(path):
-                shutil.rmtree(path)
+                fs.remove_tree(path)
             else:
-                os.unlink(path)
-            fs.sync_directory(f"{esp}/{folder}")
+                fs.remove_file(path)
             _log.info(
                 "removed %s/%s, which has a copy with a prefix",
                 folder,

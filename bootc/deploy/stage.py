@@ -54,7 +54,6 @@ from bootc.deploy.state import Origin, Staged
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments
 from bootc.deploy.uki import Uki, named_image, uki_digest, write_uki
 from bootc.errors import BootcError, advised, chain_text
-from bootc.linux import libc
 from bootc.log import step
 from bootc.oci.layout import ImageSource
 from bootc.oci.model import this_platform
@@ -64,6 +63,13 @@ from bootc.spec import BootType
 from bootc.tree import Directory
 
 _log = logging.getLogger(__name__)
+_MAKE_ROOM = "make room on the root file system, or on the ESP"
+_HINTS = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: "a file system is damaged; if it is the ESP: unmount it, and fsck.vfat -a DEVICE",
+}
+"""What to do about an error of writing."""
 
 
 class SameImageError(BootcError):
@@ -415,10 +421,9 @@ def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
         with suppress(OSError, BootcError):
             remove_leftovers(sysroot, deployment)
         if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise BootcError(
                 f"the new deployment cannot be written; the system stays as it is: {error}",
-                hint="make room on the root file system, or on the ESP" if full else "try again",
+                hint=_HINTS.get(error.errno or 0, "try again"),
             ) from error
         raise
 
@@ -426,5 +431,4 @@ def _undone_on_failure(sysroot: Sysroot, deployment: str) -> Iterator[None]:
 def sync_all(sysroot: Sysroot) -> None:
     """Bring the physical root and the ESP to their disks."""
     for path in (sysroot.root, sysroot.need_esp()):
-        with fs.open_directory(path) as fd:
-            libc.syncfs(fd)
+        fs.sync_filesystem(path)

@@ -123,11 +123,9 @@ def write_uki(repo: Repository, uki: Uki, esp: str, deployment: str) -> None:
             for piece in read_leaf(repo, uki.file):
                 file.write(piece)
             file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
+            fs.put_in_place(file.fileno(), f"{path}.new", path)
     except BaseException:
         with suppress(OSError):
             os.unlink(f"{path}.new")
         raise
-    for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
-        fs.sync_directory(folder)
+    fs.sync_directory(os.path.dirname(os.path.dirname(path)))

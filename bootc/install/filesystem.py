@@ -78,15 +78,6 @@ def finish_root(target: str) -> None:
     blockdev.freeze_and_thaw(target)
 
 
-def sync(path: str) -> None:
-    """Write out the file system of `path`."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc.syncfs(fd)
-    finally:
-        os.close(fd)
-
-
 @contextmanager
 def temporary_folder() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bootc-install-") as folder:

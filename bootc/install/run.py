@@ -72,11 +72,11 @@ def apply_install(
         installed = install_into(plan, source, target.root, target.esp, tell)
         tell.stage(Stage.FINALIZING)
         with step("write everything to the disk"):
-            filesystems.sync(target.esp)
+            fs.sync_filesystem(target.esp)
             if target.finalize:
                 filesystems.finish_root(target.root)
             else:
-                filesystems.sync(target.root)
+                fs.sync_filesystem(target.root)
     tell.end()
     return installed
 
