@@ -8,7 +8,8 @@ At a cut after the first `n` entries of a log, each of these writes is one of tw
   of the log), none (a cache that was lost), or any of them with a chance that is drawn too. Since
   any subset may be there, this is reordering as well: a cut in another order leaves a subset. An
   open write of several 4 KiB blocks may be torn between two of them, never inside one: disks keep
-  a physical sector whole, and file systems' superblocks rely on it. A write that overlaps another
+  a physical sector whole, and file systems' superblocks rely on it. A write that isn't made of such
+  blocks (vfat's) may be torn between two sectors of 512 bytes. A write that overlaps another
   comes after it, as in the log. A discard leaves zeros, or what was there when it is dropped.
 
 A log has completions, so a write that completed while a flush was under way counts as safe although
@@ -32,8 +33,8 @@ from bootc import process
 from bootc.errors import BootcError
 from vmtests.blklog import Entry, Flag, WriteLog
 
-TEAR = 4096
-"""Bytes that are written as a whole or not at all."""
+TEAR, SECTOR = 4096, 512
+"""Bytes that are written as a whole or not at all: by who writes blocks, and by who doesn't."""
 _COPY_LIMIT = 300.0
 _PIECE = 1 << 22
 
@@ -98,10 +99,11 @@ def survivors(entries: Sequence[Entry], point: Point) -> list[Piece]:
 def _choose(entry: Entry, choice: random.Random, chance: float) -> Piece | None:
     """All of a write, none of it, or now and then its beginning or its end."""
     kept, torn = choice.random() < chance, choice.random() < 0.2
-    cuts = range(entry.offset // TEAR + 1, (entry.offset + entry.size - 1) // TEAR + 1)
+    unit = SECTOR if entry.offset % TEAR or entry.size % TEAR else TEAR
+    cuts = range(entry.offset // unit + 1, (entry.offset + entry.size - 1) // unit + 1)
     if not torn or not cuts:
         return Piece(entry=entry, start=0, size=entry.size) if kept else None
-    where = choice.choice(cuts) * TEAR - entry.offset
+    where = choice.choice(cuts) * unit - entry.offset
     if choice.random() < 0.5:
         return Piece(entry=entry, start=0, size=where)
     return Piece(entry=entry, start=where, size=entry.size - where)

@@ -14,6 +14,7 @@ from bootc.errors import BootcError
 from tests.writelogs import entry, write_log
 from vmtests.blklog import Entry, Flag, open_log
 from vmtests.replay import (
+    SECTOR,
     TEAR,
     Fate,
     Point,
@@ -135,11 +136,20 @@ def test_a_seed_chooses_the_same_again_and_seeds_differ(tmp_path: Path) -> None:
     assert all(piece.size > 0 and piece.start % TEAR == 0 for piece in torn)
 
 
-def test_writes_within_a_block_are_never_torn(tmp_path: Path) -> None:
-    path = write_log(tmp_path / "log", *(entry(9, b"a" * 3072) for _ in range(50)))
+def test_a_write_that_is_no_block_is_torn_between_sectors(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log", *(entry(9, b"a" * 3 * SECTOR) for _ in range(400)))
+    with open_log(path) as log:
+        pieces = survivors(log.entries, Point(entries=400, seed=3))
+    places = {(piece.start // SECTOR, piece.size // SECTOR) for piece in pieces}
+    assert places == {(0, 3), (0, 1), (0, 2), (1, 2), (2, 1)}
+    assert all(piece.size % SECTOR == 0 for piece in pieces)
+
+
+def test_a_sector_is_never_torn(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log", *(entry(9, b"a" * SECTOR) for _ in range(50)))
     with open_log(path) as log:
         pieces = survivors(log.entries, Point(entries=50, seed=3))
-    assert {(piece.start, piece.size) for piece in pieces} == {(0, 3072)}
+    assert {(piece.start, piece.size) for piece in pieces} == {(0, SECTOR)}
 
 
 def test_plans_are_repeatable_in_order_and_at_flushes(tmp_path: Path) -> None:
