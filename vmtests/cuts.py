@@ -14,7 +14,8 @@ What a cut may leave, and so is no problem: a staged menu, kernels, state folder
 nothing refers to.
 
 `recovered` makes those folders from a disk image: as a boot would it runs the root file system's
-check (which replays the journal), and reads the ESP with mtools. It needs root and a loop device.
+check (which replays the journal), and reads the ESP with mtools. Then it repairs the ESP as the
+next update will, which must leave the menu as it is. It needs root and a loop device.
 The host's kernel may lack fs-verity, and then opens no file that has it. So the file system's flag
 is taken off each object, after it was seen to be there: an object without it is a problem too, as
 the guest's kernel would refuse the object.
@@ -35,7 +36,7 @@ from pathlib import Path
 
 from bootc import paths, process
 from bootc.boot import bls, entries
-from bootc.boot.esp import ESP_TYPE
+from bootc.boot.esp import ESP_TYPE, repair
 from bootc.composefs.digest import digest_bytes, digest_fd
 from bootc.composefs.erofs_reader import read_image
 from bootc.composefs.fsck import check_repository
@@ -53,6 +54,7 @@ _EXTENTS_FLAG = 0x80000
 """The flags of an ordinary file of ext4, without the one for fs-verity (0x100000)."""
 _FSCK_UNREPAIRED = 4
 _PIECE = 1 << 20
+_MTOOLS = {"MTOOLS_SKIP_CHECK": "1", "MTOOLS_LOWER_CASE": "0"}
 # What the checks say of every file system that was not unmounted, and of themselves.
 _EXT4 = re.compile(
     r"recovering journal|^\S+: |\*{5}|orphan_present|(Clear|Fix)\? "
@@ -327,13 +329,32 @@ def _read_esp(image: Path, part: blockdev.GptPartition, folder: Path) -> list[st
     argv = [reader, "-s", "-n", "-Q", "-i", str(copy), "::/loader", "::/EFI", str(target)]
     # A file that an interrupted update left may have no readable content: what matters is judged
     # by what was read.
-    done = process.run(
-        argv, timeout=120, check=False, env={"MTOOLS_SKIP_CHECK": "1", "MTOOLS_LOWER_CASE": "0"}
-    )
+    done = process.run(argv, timeout=120, check=False, env=_MTOOLS)
+    _check_repair(copy, target, folder / "repaired")
     copy.unlink()
     lines = checked.stdout.splitlines() if checked.status else []
     lines += done.stderr.splitlines()
     return [f"vfat: {line.strip()}" for line in lines if line.strip() and not _VFAT.search(line)]
+
+
+def _check_repair(copy: Path, before: Path, after: Path) -> None:
+    """Raises `BootcError` unless a repair leaves a sound file system, and the menu as it was."""
+    repair(str(copy))
+    checked = process.run(["fsck.vfat", "-n", str(copy)], timeout=120, check=False)
+    if checked.status:
+        raise BootcError(f"the ESP is not sound after a repair: {checked.stdout}")
+    after.mkdir()
+    argv = ["mcopy", "-s", "-n", "-Q", "-i", str(copy), f"::/{paths.ENTRIES}", str(after)]
+    process.run(argv, timeout=120, env=_MTOOLS)
+    found = [_read_files(folder) for folder in (before / paths.ENTRIES, after / "entries")]
+    if found[0] != found[1]:
+        raise BootcError(f"a repair makes the menu {list(found[1])}, it was {list(found[0])}")
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def _copy_range(source: Path, start: int, size: int, target: Path) -> None:

@@ -18,6 +18,7 @@ from bootc import process
 from bootc.errors import BootcError
 from tests.diskbuild import MIB, ROOT_SIZE, ROOT_START, make_disk
 from tests.sysroots import ImageContent, MockMachine
+from vmtests import cuts
 from vmtests.cuts import find_problems, next_deployment, recovered
 
 pytestmark = pytest.mark.root
@@ -130,4 +131,22 @@ def test_lost_blocks_are_told(machine: MockMachine, tmp_path: Path) -> None:
     with disk.open("r+b") as file:
         file.write(bytes(MIB))
     with pytest.raises(BootcError, match="no ESP or no root"), recovered(disk, tmp_path / "files"):
+        pass
+
+
+def test_a_repair_that_takes_an_entry_is_told(
+    machine: MockMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk.raw"
+    make_disk(machine, disk)
+    entry = next((machine.esp / "loader/entries").glob("*.conf")).name
+
+    def spoil(image: str) -> None:
+        process.run(["mdel", "-i", image, f"::/loader/entries/{entry}"], timeout=30)
+
+    monkeypatch.setattr(cuts, "repair", spoil)
+    with (
+        pytest.raises(BootcError, match="a repair makes the menu"),
+        recovered(disk, tmp_path / "files"),
+    ):
         pass
