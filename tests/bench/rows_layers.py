@@ -2,9 +2,10 @@
 """Layers between repositories: GetLayer → PutLayer over varlink, beside a pull of the same layer.
 
 The layer is a tar of 700 MiB (BENCH_LAYER_MIB says another size) of files of 700 bytes to 64 MiB,
-as `rows_oci` makes them, in an OCI layout that isn't compressed. Side A is one server and a client
-that hands the descriptors of GetLayer to PutLayer; side B is `oci pull`. Both begin with an empty
-repository without fs-verity and end with a layer that is on the disk.
+as `rows_oci` makes them, in an OCI layout that isn't compressed. Side A is a client that hands the
+descriptors of GetLayer to PutLayer, of a server that runs already, as one does that systemd
+activated; side B is `oci pull`. So on both sides one interpreter is started. Both begin with an
+empty repository without fs-verity and end with a layer that is on the disk.
 
 The row with reflinks makes a btrfs in a file, mounted at a loop device, so it needs root. Both
 sides compute the same digests, and A does little else; docs/varlink-composefs.md says why it can't
@@ -18,9 +19,12 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from bootc import process
@@ -34,15 +38,16 @@ from tests.bench.sample import Setup, retire
 from tests.ocibuild import TYPES, write_blob
 
 SIZE = int(os.environ.get("BENCH_LAYER_MIB", "700"))
+_START_LIMIT = 30.0
 _ENTRY = "import sys; from bootc.composefs.cli.main import entry; sys.exit(entry())"
 _RELAY = """
 import sys
 from bootc.composefs.dirfdstream_fds import Incoming
 from bootc.varlink import Client
 
-program, source, target, diff_id = sys.argv[1:]
+address, source, target, diff_id = sys.argv[1:]
 oci, repository = "org.composefs.Oci", "org.composefs.Repository"
-with Client.connect(program) as client:
+with Client.connect(address) as client:
     handles = [
         client.call(f"{repository}.OpenRepository", {"path": path}).parameters["handle"]
         for path in (source, target)
@@ -105,8 +110,8 @@ def _row(folder: Path, setup: Setup, *, ratio_max: float) -> Row:
         "PYTHONDONTWRITEBYTECODE": "",
     }
     ours, theirs = folder / "sent", folder / "pulled"
-    program = f"exec:{sys.executable} -m bootc.composefs.cli.main"
-    relay = (sys.executable, "-c", _RELAY, program, str(source), str(ours), diff_id)
+    address = f"unix:{_serve(env)}"
+    relay = (sys.executable, "-c", _RELAY, address, str(source), str(ours), diff_id)
     pulling = ("--repo", str(theirs), "oci", "pull", f"oci:{layout}", "t")
     empty = functools.partial(_empty, ours, theirs)
     return Row(
@@ -119,6 +124,21 @@ def _row(folder: Path, setup: Setup, *, ratio_max: float) -> Row:
         ),
         ratio_max=ratio_max,
     )
+
+
+def _serve(env: Mapping[str, str]) -> str:
+    """The socket of a server that runs until this program ends."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    path = stack.enter_context(tempfile.TemporaryDirectory(prefix="bootc-bench-")) + "/socket"
+    argv = [sys.executable, "-m", "bootc.composefs.cli.main", "varlink", "--address", path]
+    child = stack.enter_context(process.running(argv, env=env))
+    deadline = time.monotonic() + _START_LIMIT
+    while not os.path.exists(path):
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise BootcError("the server does not start", hint=shlex.join(argv))
+        time.sleep(0.02)
+    return path
 
 
 def _empty(*repositories: Path) -> None:
