@@ -18,6 +18,9 @@ _MARK = "@@dossier "
 _QUESTIONS: Mapping[str, str] = {
     "failed units": "systemctl list-units --failed --no-legend --plain --no-pager",
     "bootc status": "timeout 20 bootc status --format humanreadable",
+    "processes": "ps --ppid 2 -p 2 --deselect -o pid,ppid,stat,etimes,wchan:20,args | cut -c -200",
+    "where what is blocked waits": "for pid in $(ps -eo pid=,stat= | awk '$2 ~ /^D/ {print $1}');"
+    " do ps -o pid=,args= $pid; cat /proc/$pid/stack; done",
     "errors in the journal": "journalctl -b -p err --no-pager -o short-monotonic | tail -n 20",
     "bootc": "bootc --version",
     "kernel": "uname -r",
@@ -26,7 +29,13 @@ _QUESTIONS: Mapping[str, str] = {
     "distribution": '(. /etc/os-release && echo "$PRETTY_NAME")',
     "command line": "cat /proc/cmdline",
 }
-_BLOCKS = ("failed units", "bootc status", "errors in the journal")
+_BLOCKS = (
+    "failed units",
+    "bootc status",
+    "errors in the journal",
+    "processes",
+    "where what is blocked waits",
+)
 
 _EXPLAINED: Mapping[Verdict, str] = {
     Verdict.INFRA: "infra: the machine or what carries it failed, the tests say nothing",

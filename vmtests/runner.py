@@ -29,7 +29,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -454,6 +454,7 @@ class _Guest:
             return replace(result, notes=(note,)), None
         phases: list[Phase] = []
         reboots = 0
+        begin = time.monotonic()
         try:
             while True:
                 left = test.limit - sum(p.seconds for p in phases if p.name.startswith("run"))
@@ -468,12 +469,17 @@ class _Guest:
                 phases += self._reboot(said.reboot, f"reboot {reboots}")
             logs = self._fetch(invocation, folder / name)
         except BootcError as error:
+            seconds = time.monotonic() - begin
+            # It may be the test that was lost, and the machine tells of it still.
+            with suppress(BootcError, OSError):
+                self._fetch(invocation, folder / name)
             lost = replace(
                 result,
                 notes=(f"machine lost: {chain_text(error)}",),
                 phases=tuple(phases),
-                seconds=sum(phase.seconds for phase in phases),
+                seconds=seconds,
                 reboots=reboots,
+                output=_tail(folder / name / OUTPUT),
             )
             return lost, error
         self.aborted = said.aborted
