@@ -233,6 +233,52 @@ def test_code_after_tmt_reboot_never_runs(bench: Bench) -> None:
     assert only(bench.run()).output.count("went on") == 1
 
 
+# The request arrives while Popen holds its lock, between two of its instructions: once in some
+# hundred reboots without this.
+_LATE_SIGNAL = """
+import os, signal, subprocess, time
+made = subprocess.Popen.__init__
+
+class Lock:
+    def __init__(self, lock, request):
+        self.lock, self.request, self.sent = lock, request, False
+    def acquire(self, blocking=True):
+        held = self.lock.acquire(blocking)
+        if held and not self.sent and os.path.exists(self.request):
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0)
+        return held
+    def release(self):
+        self.lock.release()
+    def __enter__(self):
+        self.acquire()
+    def __exit__(self, *_):
+        self.release()
+
+def make(self, *args, **keys):
+    made(self, *args, **keys)
+    request = (keys.get("env") or {}).get("TMT_REBOOT_REQUEST")
+    if request:
+        self._waitpid_lock = Lock(self._waitpid_lock, request)
+
+subprocess.Popen.__init__ = make
+"""
+
+
+def test_a_request_at_any_moment_is_a_request(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_LATE_SIGNAL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # No signal but the late one.
+    script = "[ $TMT_REBOOT_COUNT = 1 ] || { echo '{}' >$TMT_REBOOT_REQUEST; sleep 60; }"
+    bench.add("a", script, "duration: 15")
+    test = only(bench.run())
+    assert test.notes == ()
+    assert (test.outcome, test.reboots) == (Outcome.PASS, 1)
+
+
 def test_endless_reboots_end(bench: Bench) -> None:
     bench.settings = Settings(
         base=bench.settings.base, boot_mark=bench.settings.boot_mark, most_reboots=2
