@@ -36,7 +36,8 @@ from pathlib import Path
 
 from bootc import paths, process
 from bootc.boot import bls, entries
-from bootc.boot.esp import ESP_TYPE, repair
+from bootc.boot.esp import ESP_TYPE
+from bootc.boot.esp_repair import repair
 from bootc.composefs.digest import digest_bytes, digest_fd
 from bootc.composefs.erofs_reader import read_image
 from bootc.composefs.fsck import check_repository

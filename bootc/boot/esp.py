@@ -4,26 +4,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bootc import process
 from bootc.boot.loader_info import read_loader_variable
 from bootc.errors import BootcError, FormatError
 from bootc.linux import blockdev, libc, mount, newmount
-from bootc.log import step
 
-_log = logging.getLogger(__name__)
 ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 VFAT_OPTIONS: tuple[newmount.Option, ...] = (("fmask", "0177"), ("dmask", "0077"))
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NOEXEC = 0x8
-_CHECK_LIMIT, _CHECKS = 300.0, 8
-_FSCK_REPAIRED = 1
 _PATIENCE = 10.0
 _PAUSE = 0.05
 """Seconds: how long a writer waits for readers, and between two tries."""
@@ -74,6 +67,9 @@ def mounted_esp(node: str, target: str) -> Iterator[str]:
     After a power cut it is repaired first: Linux makes a vfat read-only when it comes upon a name
     that leads nowhere, at each boot again.
     """
+    # Not at the top: `bootc status` only reads, and is quick because it imports little.
+    from bootc.boot.esp_repair import repair
+
     repair(node)
     _make_writable(node)
     _mount_patiently(node, target)
@@ -102,57 +98,6 @@ def _mount_patiently(node: str, target: str) -> None:
             raise BootcError(
                 f"the ESP {node} cannot be mounted: {error.strerror}", hint=hint
             ) from error
-
-
-def repair(node: str) -> None:
-    """Let fsck.vfat repair an ESP that was not unmounted, and isn't mounted anywhere now.
-
-    It runs until it finds nothing more: of two names of one folder it empties the later one first,
-    and removes that the next time.
-    """
-    if not _is_dirty(node):
-        return
-    program = process.find_program("fsck.vfat")
-    if program is None:
-        _log.warning("the ESP %s was not unmounted, and fsck.vfat (dosfstools) is missing", node)
-        return
-    try:
-        # Nobody can mount it meanwhile.
-        claim = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
-    except OSError:
-        return  # it is mounted (EBUSY); whatever else it is, the mount will tell
-    try:
-        with step(f"check the ESP {node}, which was not unmounted"):
-            _check([program, "-a", node])
-    finally:
-        os.close(claim)
-
-
-def _check(argv: list[str]) -> None:
-    lines: list[str] = []
-    for _ in range(_CHECKS):
-        done = process.run(argv, timeout=_CHECK_LIMIT, check=False)
-        lines = (done.stdout + done.stderr).splitlines()
-        # The first line is the program's name, the last how full the file system is.
-        _log.debug("fsck.vfat: %s", "; ".join(line.strip() for line in lines[1:-1]))
-        if not done.status:
-            return
-        if done.status != _FSCK_REPAIRED:
-            break
-    _log.warning("the ESP cannot be repaired: %s: %s", shlex.join(argv), "; ".join(lines[-3:]))
-
-
-def _is_dirty(node: str) -> bool:
-    """The mark that Linux sets in the boot sector while a vfat is mounted for writing.
-
-    It is bit 0 of a byte whose place differs: FAT32 is what has no FAT size of 16 bits.
-    """
-    with open(node, "rb", buffering=0) as file:
-        sector = file.read(512)
-    if len(sector) < 512 or sector[510:] != b"\x55\xaa":
-        return False
-    is_fat32 = sector[22:24] == b"\0\0"
-    return bool(sector[65 if is_fat32 else 37] & 1)
 
 
 def _make_writable(node: str) -> None:

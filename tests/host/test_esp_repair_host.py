@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bootc import process
-from bootc.boot import esp
+from bootc.boot.esp_repair import repair
 
 pytestmark = pytest.mark.root
 SECTOR = 512
@@ -84,7 +84,7 @@ def test_it_is_repaired(tmp_path: Path, bits: int) -> None:
     make_vfat(image, bits=bits, dirty=True)
     assert BROKEN in complaints(image)
     with loop(image) as device:
-        esp.repair(device)
+        repair(device)
     assert complaints(image) == ""
     found = process.run(["mdir", "-b", "-i", str(image), "::/"], timeout=30).stdout
     assert "WHOLE" in found
@@ -95,7 +95,7 @@ def test_of_two_names_of_a_folder_the_menu_stays(tmp_path: Path) -> None:
     make_twins(image)
     assert "share clusters" in complaints(image)
     with loop(image) as device:
-        esp.repair(device)
+        repair(device)
     assert complaints(image) == ""
     argv = ["mdir", "-b", "-/", "-i", str(image), "::/LOADER"]
     found = process.run(argv, timeout=30).stdout.splitlines()
@@ -108,7 +108,7 @@ def test_what_was_unmounted_is_left_alone(tmp_path: Path, bits: int) -> None:
     make_vfat(image, bits=bits, dirty=False)
     before = image.read_bytes()
     with loop(image) as device:
-        esp.repair(device)
+        repair(device)
     assert image.read_bytes() == before
 
 
@@ -120,7 +120,7 @@ def test_what_is_in_use_is_left_alone(tmp_path: Path) -> None:
         # A mount claims its device like this.
         claim = os.open(device, os.O_RDONLY | os.O_EXCL)
         try:
-            esp.repair(device)
+            repair(device)
         finally:
             os.close(claim)
     assert image.read_bytes() == before
@@ -137,6 +137,6 @@ def test_without_fsck_it_is_said(
         monkeypatch.context() as patched,
     ):
         patched.setattr(process, "find_program", lambda _: None)
-        esp.repair(device)
+        repair(device)
     assert "dosfstools" in caplog.text
     assert complaints(image)

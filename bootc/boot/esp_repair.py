@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What is done about an ESP that a power cut left: `fsck.vfat -a`, until it finds nothing more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+
+from bootc import process
+from bootc.log import step
+
+_log = logging.getLogger(__name__)
+_CHECK_LIMIT, _CHECKS = 300.0, 8
+"""Seconds, and how often at most."""
+_FSCK_REPAIRED = 1
+
+
+def repair(node: str) -> None:
+    """Let fsck.vfat repair an ESP that was not unmounted, and isn't mounted anywhere now.
+
+    It runs until it finds nothing more: of two names of one folder it empties the later one first,
+    and removes that the next time.
+    """
+    if not _is_dirty(node):
+        return
+    program = process.find_program("fsck.vfat")
+    if program is None:
+        _log.warning("the ESP %s was not unmounted, and fsck.vfat (dosfstools) is missing", node)
+        return
+    try:
+        # Nobody can mount it meanwhile.
+        claim = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError:
+        return  # it is mounted (EBUSY); whatever else is wrong, the mount will tell
+    try:
+        with step(f"check the ESP {node}, which was not unmounted"):
+            _check([program, "-a", node])
+    finally:
+        os.close(claim)
+
+
+def _check(argv: list[str]) -> None:
+    lines: list[str] = []
+    for _ in range(_CHECKS):
+        done = process.run(argv, timeout=_CHECK_LIMIT, check=False)
+        lines = (done.stdout + done.stderr).splitlines()
+        # The first line is the program's name, the last how full the file system is.
+        _log.debug("fsck.vfat: %s", "; ".join(line.strip() for line in lines[1:-1]))
+        if not done.status:
+            return
+        if done.status != _FSCK_REPAIRED:
+            break
+    _log.warning("the ESP cannot be repaired: %s: %s", shlex.join(argv), "; ".join(lines[-3:]))
+
+
+def _is_dirty(node: str) -> bool:
+    """The mark that Linux sets in the boot sector while a vfat is mounted for writing.
+
+    It is bit 0 of a byte whose place differs: FAT32 is what has no FAT size of 16 bits.
+    """
+    try:
+        with open(node, "rb", buffering=0) as file:
+            sector = file.read(512)
+    except OSError:
+        return False  # the mount will tell
+    if len(sector) < 512 or sector[510:] != b"\x55\xaa":
+        return False
+    is_fat32 = sector[22:24] == b"\0\0"
+    return bool(sector[65 if is_fat32 else 37] & 1)
