@@ -73,17 +73,6 @@ def _kept(path: Path, *, dir_fd: int | None = None) -> Iterator[None]:
         os.close(fd)
 
 
-def _sync_name(parent: int, fd: int) -> None:
-    """Make the new name of the file `fd` in the folder `parent` durable.
-
-    On vfat a long name may lie in two sectors, and writing the file again, which gives the name its
-    content, writes one of them. So the folder comes first: half a name is one that the firmware
-    doesn't find, and with it nothing behind it.
-    """
-    os.fsync(parent)
-    os.fsync(fd)
-
-
 def put_in_place(fd: int, temporary: str, path: str) -> None:
     """Rename the file `temporary`, which is open as `fd` and has the same folder, to `path`.
 
@@ -92,8 +81,9 @@ def put_in_place(fd: int, temporary: str, path: str) -> None:
     with _kept(path):
         os.fsync(fd)
         os.rename(temporary, path)
-        with open_directory(os.path.dirname(path) or ".") as parent:
-            _sync_name(parent, fd)
+        # On vfat the new name leads to the content once the file is written again.
+        os.fsync(fd)
+        sync_directory(os.path.dirname(path) or ".")
 
 
 def remove_file(path: Path) -> None:
@@ -161,13 +151,15 @@ def write_atomic(
                 os.fchmod(fd, mode)
                 os.fsync(fd)
                 os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-                _sync_name(parent, fd)
+                # On vfat the new name leads to the content once the file is written again.
+                os.fsync(fd)
             finally:
                 os.close(fd)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=parent)
             raise
+        os.fsync(parent)
 
 
 def replace_symlink(target: str, path: str, *, dir_fd: int, prefix: str = ".symlink-") -> bool:

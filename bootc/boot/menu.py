@@ -51,11 +51,11 @@ def prepare_staged(esp: str, wanted: Sequence[bls.Entry]) -> None:
     discard_next(esp)
     folder = f"{esp}/{_NEXT}"
     os.makedirs(folder)
-    fs.sync_directory(os.path.dirname(folder))
     for name, data in _foreign_files(esp):
         fs.write_atomic(f"{folder}/{name}", data)
     for name, entry in entries.arrange(wanted):
         fs.write_atomic(f"{folder}/{name}", entry.to_text())
+    fs.sync_directory(os.path.dirname(folder))
 
 
 def staged_size(esp: str) -> int:

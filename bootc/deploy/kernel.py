@@ -172,12 +172,11 @@ def write_kernel(repo: Repository, kernel: Kernel, esp: str, deployment: str) ->
     folder = f"{esp}/{entries.kernel_dir(deployment)}"
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
-    # The whole name before what is in it, see `fs`: syncing the folder would write half of it.
-    fs.sync_directory(os.path.dirname(folder))
     hasher = hashlib.sha256()
     try:
         for name, leaf in zip(_FILES, (kernel.vmlinuz, kernel.initrd), strict=True):
             _write_file(repo, leaf, f"{folder}/{name}", hasher.update)
+        fs.sync_directory(os.path.dirname(folder))
     except BaseException:
         if made:
             with suppress(OSError):

@@ -118,7 +118,6 @@ def write_uki(repo: Repository, uki: Uki, esp: str, deployment: str) -> None:
     """Copy it to the ESP. On the disk afterwards; a failure leaves nothing behind."""
     path = f"{esp}/{paths.uki_file(deployment)}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    fs.sync_directory(os.path.dirname(os.path.dirname(path)))
     try:
         with open(f"{path}.new", "wb") as file:
             for piece in read_leaf(repo, uki.file):
@@ -129,3 +128,4 @@ def write_uki(repo: Repository, uki: Uki, esp: str, deployment: str) -> None:
         with suppress(OSError):
             os.unlink(f"{path}.new")
         raise
+    fs.sync_directory(os.path.dirname(os.path.dirname(path)))

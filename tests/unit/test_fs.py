@@ -67,7 +67,7 @@ def test_a_replaced_file_is_kept_until_its_folder_is_synced(
 ) -> None:
     (tmp_path / "file").write_text("old")
     fs.write_atomic(tmp_path / "file", "new")
-    assert [name for name, _ in syncs[1:]] == [tmp_path.name, "file"]
+    assert [name for name, _ in syncs[1:]] == ["file", tmp_path.name]
     assert syncs[0][0].startswith(".file.")
     assert syncs[-1][1] == {"file"}
     assert held() == set()
@@ -80,7 +80,7 @@ def test_put_in_place(tmp_path: Path, syncs: list[tuple[str, set[str]]]) -> None
         file.write("new")
         file.flush()
         fs.put_in_place(file.fileno(), str(tmp_path / "file.new"), str(tmp_path / "file"))
-    assert [name for name, _ in syncs] == ["file.new", tmp_path.name, "file"]
+    assert [name for name, _ in syncs] == ["file.new", "file", tmp_path.name]
     assert syncs[-1][1] == {"file"}
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "new"
