@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from bootc import fs
 from bootc.boot.loader_info import read_loader_variable
 from bootc.errors import BootcError, FormatError
 from bootc.linux import blockdev, libc, mount, newmount
@@ -76,7 +77,11 @@ def mounted_esp(node: str, target: str) -> Iterator[str]:
     try:
         yield target
     finally:
-        libc.umount2(target)
+        # umount takes the mark away that it is not unmounted, and flushes nothing before.
+        try:
+            fs.sync_filesystem(target)
+        finally:
+            libc.umount2(target)
 
 
 def _mount_patiently(node: str, target: str) -> None:

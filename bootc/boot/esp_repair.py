@@ -22,7 +22,7 @@ def repair(node: str) -> None:
     It runs until it finds nothing more: of two names of one folder it empties the later one first,
     and removes that the next time.
     """
-    if not _is_dirty(node):
+    if not is_dirty(node):
         return
     program = process.find_program("fsck.vfat")
     if program is None:
@@ -54,7 +54,7 @@ def _check(argv: list[str]) -> None:
     _log.warning("the ESP cannot be repaired: %s: %s", shlex.join(argv), "; ".join(lines[-3:]))
 
 
-def _is_dirty(node: str) -> bool:
+def is_dirty(node: str) -> bool:
     """The mark that Linux sets in the boot sector while a vfat is mounted for writing.
 
     It is bit 0 of a byte whose place differs: FAT32 is what has no FAT size of 16 bits.

@@ -144,6 +144,7 @@ def test_a_repair_that_takes_an_entry_is_told(
     def spoil(image: str) -> None:
         process.run(["mdel", "-i", image, f"::/loader/entries/{entry}"], timeout=30)
 
+    monkeypatch.setattr(cuts, "is_dirty", lambda _: True)
     monkeypatch.setattr(cuts, "repair", spoil)
     with (
         pytest.raises(BootcError, match="a repair makes the menu"),
