@@ -325,17 +325,39 @@ def _read_esp(image: Path, part: blockdev.GptPartition, folder: Path) -> list[st
     checker = process.need_program("fsck.vfat", hint=_INSTALL)
     checked = process.run([checker, "-n", str(copy)], timeout=120, check=False)
     target = folder / "esp"
-    target.mkdir()
-    reader = process.need_program("mcopy", hint=_INSTALL)
-    argv = [reader, "-s", "-n", "-Q", "-i", str(copy), "::/loader", "::/EFI", str(target)]
-    # A file that an interrupted update left may have no readable content: what matters is judged
-    # by what was read.
-    done = process.run(argv, timeout=120, check=False, env=_MTOOLS)
+    _copy_menu(copy, target)
+    _copy_kernels(copy, target)
     _check_repair(copy, target, folder / "repaired")
     copy.unlink()
     lines = checked.stdout.splitlines() if checked.status else []
-    lines += done.stderr.splitlines()
     return [f"vfat: {line.strip()}" for line in lines if line.strip() and not _VFAT.search(line)]
+
+
+def _copy_menu(copy: Path, target: Path) -> None:
+    """The folder with the boot entries, as far as it can be read: what lacks is judged later."""
+    above = (target / paths.ENTRIES).parent
+    above.mkdir(parents=True)
+    argv = [_mcopy(), "-s", "-n", "-Q", "-i", str(copy), f"::/{paths.ENTRIES}", str(above)]
+    process.run(argv, timeout=120, check=False, env=_MTOOLS)
+
+
+def _copy_kernels(copy: Path, target: Path) -> None:
+    """The files that the entries name, each by its path as the firmware opens it: what a cut left
+    of an update beside them may lead nowhere."""
+    for name, data in _read_files(target / paths.ENTRIES).items():
+        try:
+            entry = bls.parse(data.decode(errors="replace"), name)
+        except BootcError:
+            continue  # which is judged later
+        for path in filter(None, (entry.linux, *entry.initrd, entry.efi, entry.uki)):
+            file = target / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            argv = [_mcopy(), "-n", "-Q", "-i", str(copy), f"::/{path.lstrip('/')}", str(file)]
+            process.run(argv, timeout=120, check=False, env=_MTOOLS)
+
+
+def _mcopy() -> str:
+    return process.need_program("mcopy", hint=_INSTALL)
 
 
 def _check_repair(copy: Path, before: Path, after: Path) -> None:
@@ -347,10 +369,8 @@ def _check_repair(copy: Path, before: Path, after: Path) -> None:
     checked = process.run(["fsck.vfat", "-n", str(copy)], timeout=120, check=False)
     if checked.status:
         raise BootcError(f"the ESP is not sound after a repair: {checked.stdout}")
-    after.mkdir()
-    argv = ["mcopy", "-s", "-n", "-Q", "-i", str(copy), f"::/{paths.ENTRIES}", str(after)]
-    process.run(argv, timeout=120, env=_MTOOLS)
-    found = [_read_files(folder) for folder in (before / paths.ENTRIES, after / "entries")]
+    _copy_menu(copy, after)
+    found = [_read_files(folder / paths.ENTRIES) for folder in (before, after)]
     if found[0] != found[1]:
         raise BootcError(f"a repair makes the menu {list(found[1])}, it was {list(found[0])}")
 

@@ -66,15 +66,18 @@ def mounted_esp(node: str, target: str) -> Iterator[str]:
     """The ESP at `target`, writable and for root's eyes only, for as long as the block runs.
 
     After a power cut it is repaired first: Linux makes a vfat read-only when it comes upon a name
-    that leads nowhere, at each boot again.
+    that leads nowhere, at each boot again. What the repair saved as files without a name are pieces
+    of what we wrote when the cut came, and take the room of a kernel.
     """
     # Not at the top: `bootc status` only reads, and is quick because it imports little.
     from bootc.boot.esp_repair import repair
 
-    repair(node)
+    salvaged = repair(node)
     _make_writable(node)
     _mount_patiently(node, target)
     try:
+        for name in salvaged:
+            fs.remove_file(f"{target}/{name}")
         yield target
     finally:
         # umount takes the mark away that it is not unmounted, and flushes nothing before.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What is done about an ESP that a power cut left: `fsck.vfat -a`, until it finds nothing more."""
+"""What is done about an ESP that a power cut left: `fsck.vfat -a`, until it finds nothing more, and
+then the end marks with names behind them, which it doesn't mind."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import os
 import shlex
 
 from bootc import process
+from bootc.boot import fat
+from bootc.errors import FormatError
 from bootc.log import step
 
 _log = logging.getLogger(__name__)
@@ -16,31 +19,47 @@ _CHECK_LIMIT, _CHECKS = 300.0, 8
 _FSCK_REPAIRED = 1
 
 
-def repair(node: str) -> None:
+def repair(node: str) -> list[str]:
     """Let fsck.vfat repair an ESP that was not unmounted, and isn't mounted anywhere now.
 
     It runs until it finds nothing more: of two names of one folder it empties the later one first,
-    and removes that the next time.
+    and removes that the next time. The files that it makes in the root of what has no name any more
+    are returned: who mounts the ESP should remove them.
     """
     if not is_dirty(node):
-        return
+        return []
     program = process.find_program("fsck.vfat")
     if program is None:
         _log.warning("the ESP %s was not unmounted, and fsck.vfat (dosfstools) is missing", node)
-        return
+        return []
     try:
         # Nobody can mount it meanwhile.
         claim = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     except OSError:
-        return  # it is mounted (EBUSY); whatever else is wrong, the mount will tell
+        return []  # it is mounted (EBUSY); whatever else is wrong, the mount will tell
     try:
         with step(f"check the ESP {node}, which was not unmounted"):
-            _check([program, "-a", node])
+            before = fat.root_files(claim)
+            if not _check([program, "-a", node]):
+                return []
+            _close_gaps(node)
+            return sorted(fat.root_files(claim) - before)
+    except (FormatError, OSError) as error:
+        _log.warning("the folders of the ESP %s cannot be repaired: %s", node, error)
+        return []
     finally:
         os.close(claim)
 
 
-def _check(argv: list[str]) -> None:
+def _close_gaps(node: str) -> None:
+    with open(node, "r+b", buffering=0) as file:
+        slots = fat.close_gaps(file.fileno())
+    if slots:
+        _log.info("the ESP had names behind the end of a folder: %d slots repaired", slots)
+
+
+def _check(argv: list[str]) -> bool:
+    """Whether the file system is sound now."""
     lines: list[str] = []
     for _ in range(_CHECKS):
         done = process.run(argv, timeout=_CHECK_LIMIT, check=False)
@@ -48,10 +67,11 @@ def _check(argv: list[str]) -> None:
         # The first line is the program's name, the last how full the file system is.
         _log.debug("fsck.vfat: %s", "; ".join(line.strip() for line in lines[1:-1]))
         if not done.status:
-            return
+            return True
         if done.status != _FSCK_REPAIRED:
             break
     _log.warning("the ESP cannot be repaired: %s: %s", shlex.join(argv), "; ".join(lines[-3:]))
+    return False
 
 
 def is_dirty(node: str) -> bool:

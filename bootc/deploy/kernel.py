@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -32,6 +33,8 @@ NO_KERNEL = "the image has no kernel: no usr/lib/modules/*/vmlinuz in it"
 NO_KERNEL_HINT = "a bootable image has its kernel in /usr/lib/modules/<version>/vmlinuz"
 _FILES = ("vmlinuz", "initrd")
 _CHUNK = 1 << 20
+_SHORT_NAME = re.compile(r"bootc_~[1-9](\.efi)?", re.IGNORECASE)
+"""What vfat calls a folder or file with our prefix of whose long name a power cut left a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,4 +235,6 @@ def _ours(folder: str) -> list[str]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return [name for name in names if name.startswith(paths.BOOT_PREFIX)]
+    return [
+        name for name in names if name.startswith(paths.BOOT_PREFIX) or _SHORT_NAME.fullmatch(name)
+    ]

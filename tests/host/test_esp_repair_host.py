@@ -73,6 +73,39 @@ def make_twins(image: Path) -> None:
     image.write_bytes(whole)
 
 
+def make_gap(image: Path, *, bits: int, folder: str) -> list[str]:
+    """A vfat with a folder of many files, of which a cut lost one sector with 16 names; the others.
+
+    mtools stops there, as the firmware does.
+    """
+    names = [f"F{number:03}" for number in range(100)]
+    with image.open("wb") as file:
+        file.truncate((2 if bits == 12 else 64) << 20)
+    process.run(["mkfs.vfat", "-F", str(bits), str(image)], timeout=30)
+    source = image.with_suffix(".files")
+    source.mkdir()
+    for name in names:
+        (source / name).write_text(name if name == names[-1] else "")
+    if folder:
+        process.run(["mmd", "-i", str(image), f"::/{folder}"], timeout=30)
+    files = [str(source / name) for name in names]
+    process.run(["mcopy", "-i", str(image), *files, f"::/{folder}"], timeout=30)
+    whole = bytearray(image.read_bytes())
+    start = whole.index(b"F040".ljust(11)) // SECTOR * SECTOR
+    lost = {whole[place : place + 4].decode() for place in range(start, start + SECTOR, 32)}
+    whole[start : start + SECTOR] = bytes(SECTOR)
+    whole[65 if bits == 32 else 37] = 1
+    image.write_bytes(whole)
+    assert len(lost) == SECTOR // 32
+    return [name for name in names if name not in lost]
+
+
+def listed(image: Path, folder: str) -> list[str]:
+    argv = ["mdir", "-b", "-i", str(image), f"::/{folder}"]
+    done = process.run(argv, timeout=30, env={"MTOOLS_SKIP_CHECK": "1"})
+    return [line.rpartition("/")[2] for line in done.stdout.splitlines()]
+
+
 def complaints(image: Path) -> str:
     done = process.run(["fsck.vfat", "-n", str(image)], timeout=30, check=False)
     return done.stdout if done.status else ""
@@ -100,6 +133,37 @@ def test_of_two_names_of_a_folder_the_menu_stays(tmp_path: Path) -> None:
     argv = ["mdir", "-b", "-/", "-i", str(image), "::/LOADER"]
     found = process.run(argv, timeout=30).stdout.splitlines()
     assert found == ["::/LOADER/ENTRIES/", "::/LOADER/ENTRIES/ONE"]
+
+
+def test_what_has_no_name_any_more_is_told_of(tmp_path: Path) -> None:
+    """As mtools counts: the files that fsck.vfat makes of it, and none of the other files."""
+    image = tmp_path / "esp"
+    make_vfat(image, bits=32, dirty=True)
+    whole = bytearray(image.read_bytes())
+    place = whole.index(b"WHOLE".ljust(11))
+    whole[place] = 0xE5
+    image.write_bytes(whole)
+    with loop(image) as device:
+        made = repair(device)
+    assert made == ["FSCK0000.REC"]
+    assert sorted(listed(image, "")) == [*made, BROKEN]
+
+
+@pytest.mark.parametrize("folder", ["", "KERNELS"])
+@pytest.mark.parametrize("bits", [12, 16, 32])
+def test_names_behind_the_end_of_a_folder_are_found_again(
+    tmp_path: Path, bits: int, folder: str
+) -> None:
+    image = tmp_path / "esp"
+    names = make_gap(image, bits=bits, folder=folder)
+    assert names[-1] not in listed(image, folder)
+    with loop(image) as device:
+        assert repair(device) == []
+    assert listed(image, folder) == names
+    # What is lost are the files of the sector: nothing else changed.
+    found = process.run(["mtype", "-i", str(image), f"::/{folder}/{names[-1]}"], timeout=30).stdout
+    assert found == names[-1]
+    assert complaints(image) == ""
 
 
 @pytest.mark.parametrize("bits", [16, 32])

@@ -317,6 +317,24 @@ def test_removing_a_state_does_not_touch_var(tmp_path: Path) -> None:
     assert shared.read_text() == "log"
 
 
+def test_a_kernel_that_lost_its_long_name_goes(tmp_path: Path) -> None:
+    """A power cut may keep only the second of two sectors that a long name of vfat lies in."""
+    machine, (one, two) = build(tmp_path / "m", *versions("1", "2"))
+    kernels = machine.esp / paths.ESP_KERNELS
+    cut, image = kernels / "bootc_~2", machine.esp / paths.UKI_FOLDER / "bootc_~1.efi"
+    theirs = kernels / "boot~1"
+    for folder in (cut, image.parent, theirs):
+        folder.mkdir()
+    for file in (cut / "vmlinuz.new", image, theirs / "vmlinuz"):
+        file.write_text("kernel")
+    clean_up(machine.sysroot)
+    assert not cut.exists()
+    assert not image.exists()
+    assert theirs.exists()
+    assert set(machine.menu()) == {one, two}
+    check_whole(machine)
+
+
 def test_defect_6_images_in_the_container_storage_survive(tmp_path: Path) -> None:
     machine, (one, _) = build(tmp_path / "m", *versions("1", "2"))
     bound = machine.root / paths.STORAGE / "overlay-images" / "images.json"
