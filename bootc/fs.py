@@ -73,17 +73,17 @@ def _kept(path: Path, *, dir_fd: int | None = None) -> Iterator[None]:
         os.close(fd)
 
 
-def put_in_place(fd: int, temporary: str, path: str) -> None:
+def put_in_place(fd: int, temporary: str, path: str, *, dir_fd: int | None = None) -> None:
     """Rename the file `temporary`, which is open as `fd` and has the same folder, to `path`.
 
     Durably, and so that at any moment `path` has its old content or the new, also on vfat.
     """
-    with _kept(path):
+    with _kept(path, dir_fd=dir_fd):
         os.fsync(fd)
-        os.rename(temporary, path)
+        os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         # On vfat the new name leads to the content once the file is written again.
         os.fsync(fd)
-        sync_directory(os.path.dirname(path) or ".")
+        sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
 
 
 def remove_file(path: Path) -> None:
@@ -137,10 +137,7 @@ def write_atomic(
     """
     content = data.encode() if isinstance(data, str) else data
     folder, name = os.path.split(os.fspath(path))
-    with (
-        open_directory(folder or ".", dir_fd=dir_fd) as parent,
-        _kept(name, dir_fd=parent),
-    ):
+    with open_directory(folder or ".", dir_fd=dir_fd) as parent:
         temporary = temporary_name(f".{name}.")
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent
@@ -149,17 +146,13 @@ def write_atomic(
             try:
                 write_all(fd, content)
                 os.fchmod(fd, mode)
-                os.fsync(fd)
-                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-                # On vfat the new name leads to the content once the file is written again.
-                os.fsync(fd)
+                put_in_place(fd, temporary, name, dir_fd=parent)
             finally:
                 os.close(fd)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=parent)
             raise
-        os.fsync(parent)
 
 
 def replace_symlink(target: str, path: str, *, dir_fd: int, prefix: str = ".symlink-") -> bool:

@@ -7,8 +7,7 @@ import json
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from bootc.deploy.progress import Stage
 from bootc.services.server import read_interface
 from bootc.varlink import Client
 from tests.sysroots import ImageContent, MockMachine
+from tests.waiting import wait_until
 
 TOP = Path(__file__).resolve().parents[1]
 INTERFACES = [read_interface(f"containers.bootc{name}") for name in ("", ".update", ".install")]
@@ -90,13 +90,6 @@ class Scene:
         assert self.machine.menu() == [self.first]
         assert state.list_deployments(str(self.machine.root)) == [self.first]
         self.machine.check_whole()
-
-
-def wait_until(reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:

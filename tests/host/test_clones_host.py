@@ -25,7 +25,8 @@ from bootc.linux import filelease
 from bootc.tree import Inline, Leaf, Stat
 from tests.ocibuild import END, member, sha256
 from tests.storagebuild import pulled, store_with
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 LARGE = b"L" * (SPOOL + 5000)

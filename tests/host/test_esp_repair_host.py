@@ -17,6 +17,7 @@ import pytest
 
 from bootc import process
 from bootc.boot.esp_repair import repair
+from bootc.linux.loop import open_loop
 
 pytestmark = pytest.mark.root
 SECTOR = 512
@@ -25,11 +26,8 @@ BROKEN = "KERNEL"
 
 @contextmanager
 def loop(image: Path) -> Iterator[str]:
-    device = process.run(["losetup", "--find", "--show", str(image)], timeout=30).stdout.strip()
-    try:
+    with image.open("r+b") as file, open_loop(file.fileno(), writable=True) as device:
         yield device
-    finally:
-        process.run(["losetup", "--detach", device], timeout=30)
 
 
 def make_vfat(image: Path, *, bits: int, dirty: bool) -> None:

@@ -19,7 +19,7 @@ from bootc.composefs.services.service import read_interface
 from bootc.composefs.stored import load_image
 from tests.ocibuild import sha256, system_tar, write_layout
 from tests.varlinkctl import find_varlinkctl
-from tests.varlinks import wait_until
+from tests.waiting import wait_until
 
 CFSCTL = (sys.executable, "-m", "bootc.composefs.cli.main")
 

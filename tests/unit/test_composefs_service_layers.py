@@ -34,7 +34,8 @@ from tests.composefsserved import (
     serving,
 )
 from tests.ocibuild import END, header, sha256, system_tar
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from tests.composefsserved import (
     serving,
 )
 from tests.ocibuild import END, member, sha256, system_tar, write_layout
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 
 @pytest.fixture

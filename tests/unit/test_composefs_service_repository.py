@@ -30,7 +30,8 @@ from tests.composefsserved import (
     serving,
 )
 from tests.ocibuild import sha256
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 
 @pytest.fixture

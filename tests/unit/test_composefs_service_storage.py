@@ -22,7 +22,8 @@ from bootc.composefs.services.replies import OCI
 from tests.composefsserved import Served, get_layer, is_error, make, put_layer, serving
 from tests.ocibuild import END, member, sha256, system_tar
 from tests.storagebuild import StoreBuilder, odd_tar, store_with
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 PRIVATE = b"p" * 3000
 PLAIN = b"q" * 3000

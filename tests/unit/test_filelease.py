@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bootc.linux import filelease
-from tests.varlinks import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from bootc.errors import BootcError
 from bootc.oci.layout import open_source
 from bootc.varlink import Client
 from tests.ocibuild import END, member, sha256, system_tar, write_blob, write_layout
-from tests.varlinks import open_fds, wait_until
+from tests.varlinks import open_fds
+from tests.waiting import wait_until
 
 CFSCTL = (sys.executable, "-m", "bootc.composefs.cli.main")
 TAR = member(b"large", b"L" * 70_000) + member(b"small", b"s" * 10) + END

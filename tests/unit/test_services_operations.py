@@ -17,8 +17,9 @@ from bootc.deploy.finalize import finalize_staged
 from bootc.deploy.progress import Stage
 from bootc.deploy.sysroot import BUSY, BusyError, one_at_a_time
 from bootc.varlink import Client, VarlinkError
-from tests.servicescene import PATIENCE, TOP, Scene, is_running, wait_until
+from tests.servicescene import PATIENCE, TOP, Scene, is_running
 from tests.sysroots import ImageContent
+from tests.waiting import wait_until
 
 PROGRESS = json.loads((TOP / "bootc/data/schema/progress-v0.schema.json").read_text())
 UPDATE = "containers.bootc.update"

@@ -17,7 +17,8 @@ import pytest
 from bootc import process
 from bootc.errors import BootcError, FormatError
 from bootc.varlink import Client, Limits, VarlinkError, bind, from_environment
-from tests.varlinks import INTERFACE, open_fds, wait_until
+from tests.varlinks import INTERFACE, open_fds
+from tests.waiting import wait_until
 
 T = "org.example.test"
 TOP = Path(__file__).resolve().parents[2]

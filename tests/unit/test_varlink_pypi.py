@@ -16,7 +16,8 @@ import pytest
 import varlink
 
 from bootc.varlink import Client, VarlinkError, bind, serving
-from tests.varlinks import INTERFACE, TEXT, Handlers, open_fds, wait_until
+from tests.varlinks import INTERFACE, TEXT, Handlers, open_fds
+from tests.waiting import wait_until
 
 T = "org.example.test"
 

@@ -34,7 +34,8 @@ from bootc.varlink import (
     serving,
 )
 from bootc.varlink.message import Parameters
-from tests.varlinks import INTERFACE, TEXT, Handlers, open_fds, wait_until
+from tests.varlinks import INTERFACE, TEXT, Handlers, open_fds
+from tests.waiting import wait_until
 
 T = "org.example.test"
 
