@@ -70,7 +70,7 @@ def mounted_esp(node: str, target: str) -> Iterator[str]:
     of what we wrote when the cut came, and take the room of a kernel.
     """
     # Not at the top: `bootc status` only reads, and is quick because it imports little.
-    from bootc.boot.esp_repair import repair
+    from bootc.boot.esp_repair import fill_gaps, repair
 
     salvaged = repair(node)
     _make_writable(node)
@@ -78,6 +78,7 @@ def mounted_esp(node: str, target: str) -> Iterator[str]:
     try:
         for name in salvaged:
             fs.remove_file(f"{target}/{name}")
+        fill_gaps(node, target)
         yield target
     finally:
         # umount takes the mark away that it is not unmounted, and flushes nothing before.

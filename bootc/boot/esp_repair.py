@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What is done about an ESP that a power cut left: `fsck.vfat -a`, until it finds nothing more, and
-then the end marks with names behind them, which it doesn't mind."""
+"""What is done about an ESP that a power cut left: `fsck.vfat -a` until it finds nothing more, and,
+when it is mounted, the end marks with names behind them, which fsck.vfat doesn't mind."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
+from contextlib import suppress
 
-from bootc import process
+from bootc import fs, process
 from bootc.boot import fat
 from bootc.errors import FormatError
 from bootc.log import step
@@ -17,6 +18,7 @@ _log = logging.getLogger(__name__)
 _CHECK_LIMIT, _CHECKS = 300.0, 8
 """Seconds, and how often at most."""
 _FSCK_REPAIRED = 1
+_MAX_FILLED = 1000
 
 
 def repair(node: str) -> list[str]:
@@ -40,22 +42,52 @@ def repair(node: str) -> list[str]:
     try:
         with step(f"check the ESP {node}, which was not unmounted"):
             before = fat.root_files(claim)
-            if not _check([program, "-a", node]):
-                return []
-            _close_gaps(node)
-            return sorted(fat.root_files(claim) - before)
+            sound = _check([program, "-a", node])
+            return sorted(fat.root_files(claim) - before) if sound else []
     except (FormatError, OSError) as error:
-        _log.warning("the folders of the ESP %s cannot be repaired: %s", node, error)
+        _log.warning("the ESP %s cannot be repaired: %s", node, error)
         return []
     finally:
         os.close(claim)
 
 
-def _close_gaps(node: str) -> None:
-    with open(node, "r+b", buffering=0) as file:
-        slots = fat.close_gaps(file.fileno())
-    if slots:
-        _log.info("the ESP had names behind the end of a folder: %d slots repaired", slots)
+def fill_gaps(node: str, target: str) -> None:
+    """Take away every end mark that has names behind it, on an ESP that is mounted at `target`.
+
+    Behind such a mark the boot loader sees nothing (`fat.find_gaps`). A new file gets a folder's
+    first free slot: as many files as there are up to the mark are made, and removed again, which
+    leaves slots that are marked as removed. systemd may have checked and mounted the ESP before us,
+    so this must not need it to be free.
+    """
+    try:
+        with open(node, "rb", buffering=0) as device:
+            gaps = fat.find_gaps(device.fileno())
+            for path, slots in gaps.items():
+                _log.info("the ESP's folder /%s has names behind its end; filling the gap", path)
+                _fill(f"{target}/{path}", slots)
+            left = fat.find_gaps(device.fileno()) if gaps else {}
+    except (FormatError, OSError) as error:
+        _log.warning("the folders of the ESP %s cannot be repaired: %s", node, error)
+        return
+    if left:
+        _log.warning(
+            "the boot loader cannot see all of the ESP's folders %s: copy what is in them, remove "
+            "them, and put it there again",
+            ", ".join(f"/{path}" for path in left),
+        )
+
+
+def _fill(folder: str, slots: int) -> None:
+    """The names are short ones, which need one slot each."""
+    files = [f"{folder}/BOOTC{number:03}.GAP" for number in range(min(slots, _MAX_FILLED))]
+    try:
+        for file in files:
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    finally:
+        for file in files:
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+        fs.sync_filesystem(folder)
 
 
 def _check(argv: list[str]) -> bool:

@@ -20,8 +20,8 @@ sectors (16 bits), sectors of a FAT (16 bits), sectors (32 bits), sectors of a F
 root's first cluster (FAT32)."""
 _SOURCE = "the ESP"
 _SECTOR_SIZES = (512, 1024, 2048, 4096)
-_FAT12_CLUSTERS, _FAT16_CLUSTERS = 4085, 65525
-"""From so many clusters on it is a FAT16, a FAT32."""
+_FAT12_CLUSTERS = 4085
+"""With so many clusters it is a FAT16."""
 _FIRST_CLUSTER = 2
 _SLOT = struct.Struct("<11sB8xH4xH4x")
 """Name, attributes, high and low half of the first cluster; 32 bytes."""
@@ -47,21 +47,24 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    offset: int
     name: bytes
     attributes: int
     cluster: int
 
     @property
+    def is_free(self) -> bool:
+        return self.name[0] in (_END, _DELETED)
+
+    @property
     def is_folder(self) -> bool:
         """Whether it leads to a folder below this one; parts of long names have all attributes."""
         kind = self.attributes & (_DIRECTORY | _VOLUME_LABEL)
-        return kind == _DIRECTORY and self.name[0] not in (_END, _DELETED, ord("."))
+        return kind == _DIRECTORY and not self.is_free and not self.name.startswith(b".")
 
     @property
     def is_file(self) -> bool:
         kind = self.attributes & (_DIRECTORY | _VOLUME_LABEL)
-        return not kind and self.name[0] not in (_END, _DELETED)
+        return not kind and not self.is_free
 
     @property
     def short_name(self) -> str:
@@ -69,32 +72,28 @@ class _Slot:
         return f"{stem}.{suffix}" if suffix else stem
 
 
-def close_gaps(fd: int) -> int:
-    """Take away every end mark that has names behind it; how many slots were changed.
+def find_gaps(fd: int) -> dict[str, int]:
+    """The folders that have an end mark with names behind it, and how many of their slots, up to
+    the last such mark, are free.
 
     Such a mark is left where a cut kept only the second of two sectors of a folder. Linux reads on
-    behind it, the firmware and its boot loaders don't: what is written there later they never see.
-    The slot becomes a deleted one, which means the same to all. `fd` is a file system that nobody
-    has mounted. Raises `FormatError` when it is no FAT file system, or `OSError`.
+    behind it, the firmware and its boot loaders don't: what is written there they never see.
+    A folder's name is its path of short names, which is empty for the root. `fd` is a device, which
+    may be mounted. Raises `FormatError` when it has no FAT file system, or `OSError`.
     """
-    layout = _read_layout(fd)
-    gaps = [slot.offset for folder in _folders(fd, layout) for slot in _marks(folder)]
-    for offset in gaps:
-        os.pwrite(fd, bytes([_DELETED]), offset)
-    if gaps:
-        os.fsync(fd)
-    return len(gaps)
+    gaps = {}
+    for path, folder in _folders(fd, _read_layout(fd)):
+        used = [number for number, slot in enumerate(folder) if slot.name[0] != _END]
+        marks = [number for number in range(max(used, default=0)) if not folder[number].name[0]]
+        if marks:
+            gaps[path] = sum(slot.is_free for slot in folder[: marks[-1] + 1])
+    return gaps
 
 
 def root_files(fd: int) -> set[str]:
-    """The short names (`NAME.EXT`) of the files in the root folder; raises like `close_gaps`."""
-    root = next(_folders(fd, _read_layout(fd)))
+    """The short names (`NAME.EXT`) of the files in the root folder; raises like `find_gaps`."""
+    _, root = next(_folders(fd, _read_layout(fd)))
     return {slot.short_name for slot in root if slot.is_file}
-
-
-def _marks(folder: list[_Slot]) -> list[_Slot]:
-    used = [number for number, slot in enumerate(folder) if slot.name[0] != _END]
-    return [slot for slot in folder[: used[-1]] if slot.name[0] == _END] if used else []
 
 
 def _read_layout(fd: int) -> _Layout:
@@ -110,7 +109,8 @@ def _read_layout(fd: int) -> _Layout:
     root_size = slots * _SLOT.size
     data = after_tables + -(-root_size // sector) * sector
     clusters = max(0, (few or many) * sector - data) // (per_cluster * sector)
-    bits = 12 if clusters < _FAT12_CLUSTERS else 16 if clusters < _FAT16_CLUSTERS else 32
+    # A FAT32 with few clusters is none to the specification, but is to Linux and the firmware.
+    bits = 32 if not small else 12 if clusters < _FAT12_CLUSTERS else 16
     return _Layout(
         bits=bits,
         table=reserved * sector,
@@ -122,24 +122,23 @@ def _read_layout(fd: int) -> _Layout:
     )
 
 
-def _folders(fd: int, layout: _Layout) -> Iterator[list[_Slot]]:
-    """The slots of every folder; of one that has two names once."""
-    seen: set[int] = set()
+def _folders(fd: int, layout: _Layout) -> Iterator[tuple[str, list[_Slot]]]:
+    """Path and slots of every folder, the root first; of one that has two names once."""
     if layout.root_slots is not None:
         offset, size = layout.root_slots
-        folder = _parse(os.pread(fd, size, offset), offset, layout)
-        waiting = [slot.cluster for slot in folder if slot.is_folder]
-        yield folder
+        root = _parse(os.pread(fd, size, offset), layout)
     else:
-        waiting = [layout.root]
+        root = _read_folder(fd, layout.root, layout)
+    seen = {layout.root}
+    waiting = [("", root)]
     while waiting:
-        first = waiting.pop()
-        if first in seen:
-            continue
-        seen.add(first)
-        folder = _read_folder(fd, first, layout)
-        waiting += [slot.cluster for slot in folder if slot.is_folder]
-        yield folder
+        path, folder = waiting.pop()
+        yield path, folder
+        for slot in folder:
+            if slot.is_folder and slot.cluster not in seen:
+                seen.add(slot.cluster)
+                below = f"{path}/{slot.short_name}".lstrip("/")
+                waiting.append((below, _read_folder(fd, slot.cluster, layout)))
 
 
 def _read_folder(fd: int, cluster: int, layout: _Layout) -> list[_Slot]:
@@ -150,7 +149,7 @@ def _read_folder(fd: int, cluster: int, layout: _Layout) -> list[_Slot]:
         if not 0 <= number < layout.clusters:
             break
         offset = layout.data + number * layout.cluster_size
-        folder += _parse(os.pread(fd, layout.cluster_size, offset), offset, layout)
+        folder += _parse(os.pread(fd, layout.cluster_size, offset), layout)
         cluster = _next_cluster(fd, cluster, layout)
     return folder
 
@@ -163,10 +162,10 @@ def _next_cluster(fd: int, cluster: int, layout: _Layout) -> int:
     return number & ((1 << min(layout.bits, 28)) - 1)
 
 
-def _parse(data: bytes, offset: int, layout: _Layout) -> list[_Slot]:
+def _parse(data: bytes, layout: _Layout) -> list[_Slot]:
     found = []
     for place in range(0, len(data) - _SLOT.size + 1, _SLOT.size):
         name, attributes, high, low = _SLOT.unpack_from(data, place)
         cluster = low | high << 16 if layout.bits == 32 else low
-        found.append(_Slot(offset + place, name, attributes, cluster))
+        found.append(_Slot(name, attributes, cluster))
     return found
