@@ -36,7 +36,12 @@ from bootc.composefs.gc import GcResult, collect_garbage
 from bootc.composefs.repository import Repository
 from bootc.composefs.stored import load_image, manifest_content_id
 from bootc.deploy import legacy, messages, state
-from bootc.deploy.kernel import deployment_of_kernel, list_kernel_folders, remove_kernel
+from bootc.deploy.kernel import (
+    deployment_of_kernel,
+    has_short_name,
+    list_kernel_folders,
+    remove_kernel,
+)
 from bootc.deploy.state import Staged
 from bootc.deploy.stored_images import NO_IMAGES, StoragePlan, apply_storage, plan_storage
 from bootc.deploy.sysroot import Deployment, Sysroot, read_deployments, read_menu
@@ -240,13 +245,13 @@ def _plan_kernels(sysroot: Sysroot, *, with_staged: bool = True) -> CleanupPlan:
     if doubtful:
         _log.warning("an entry of the boot menu is damaged: all deployments are kept for now")
         return CleanupPlan(prune=False)
+    found = [name for name in list_kernel_folders(esp) if name not in used]
+    if any(name and not os.path.exists(f"{esp}/{paths.ESP_KERNELS}/{name}") for name in used):
+        # What lost its long name may be a kernel that somebody wants to give it back.
+        found = [name for name in found if not has_short_name(name)]
     return CleanupPlan(
         prune=False,
-        kernels=tuple(
-            name
-            for name in list_kernel_folders(esp)
-            if name not in used and deployment_of_kernel(name) not in mentioned
-        ),
+        kernels=tuple(name for name in found if deployment_of_kernel(name) not in mentioned),
     )
 
 

@@ -217,6 +217,11 @@ def deployment_of_kernel(name: str) -> str:
     return os.path.basename(name).removeprefix(paths.BOOT_PREFIX).removesuffix(".efi")
 
 
+def has_short_name(name: str) -> bool:
+    """Whether what `list_kernel_folders` names is left of a long name."""
+    return _SHORT_NAME.fullmatch(os.path.basename(name)) is not None
+
+
 def remove_kernel(esp: str, name: str) -> None:
     """Remove what `list_kernel_folders` names."""
     path = f"{esp}/{paths.ESP_KERNELS}/{name}"
@@ -235,6 +240,4 @@ def _ours(folder: str) -> list[str]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return [
-        name for name in names if name.startswith(paths.BOOT_PREFIX) or _SHORT_NAME.fullmatch(name)
-    ]
+    return [name for name in names if name.startswith(paths.BOOT_PREFIX) or has_short_name(name)]

@@ -335,6 +335,17 @@ def test_a_kernel_that_lost_its_long_name_goes(tmp_path: Path) -> None:
     check_whole(machine)
 
 
+def test_a_kernel_that_lost_its_long_name_stays_while_one_is_missing(tmp_path: Path) -> None:
+    machine, (one, two) = build(tmp_path / "m", *versions("1", "2"))
+    kernels = machine.esp / paths.ESP_KERNELS
+    (kernels / f"{paths.BOOT_PREFIX}{one}").rename(kernels / "BOOTC_~1")
+    clean_up(machine.sysroot)
+    assert sorted(path.name for path in kernels.iterdir()) == [
+        "BOOTC_~1",
+        f"{paths.BOOT_PREFIX}{two}",
+    ]
+
+
 def test_defect_6_images_in_the_container_storage_survive(tmp_path: Path) -> None:
     machine, (one, _) = build(tmp_path / "m", *versions("1", "2"))
     bound = machine.root / paths.STORAGE / "overlay-images" / "images.json"
