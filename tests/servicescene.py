@@ -73,7 +73,7 @@ class Scene:
     def wait_for(self, name: str) -> int:
         """The process id that the service or a worker wrote."""
         path = self.folder / name
-        wait_until(path.exists)
+        wait_until(path.exists, PATIENCE)
         return int(path.read_text())
 
     def go(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(reached: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_until(reached: Callable[[], object], seconds: float = 10.0) -> None:
     """Return once `reached` says yes; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not reached():

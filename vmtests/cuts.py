@@ -333,12 +333,13 @@ def _read_esp(image: Path, part: blockdev.GptPartition, folder: Path) -> list[st
     return [f"vfat: {line.strip()}" for line in lines if line.strip() and not _VFAT.search(line)]
 
 
-def _copy_menu(copy: Path, target: Path) -> None:
-    """The folder with the boot entries, as far as it can be read: what lacks is judged later."""
+def _copy_menu(copy: Path, target: Path, *, check: bool = False) -> None:
+    """The folder with the boot entries; unless `check`, as far as it can be read: what lacks is
+    judged later."""
     above = (target / paths.ENTRIES).parent
     above.mkdir(parents=True)
     argv = [_mcopy(), "-s", "-n", "-Q", "-i", str(copy), f"::/{paths.ENTRIES}", str(above)]
-    process.run(argv, timeout=120, check=False, env=_MTOOLS)
+    process.run(argv, timeout=120, check=check, env=_MTOOLS)
 
 
 def _copy_kernels(copy: Path, target: Path) -> None:
@@ -369,7 +370,7 @@ def _check_repair(copy: Path, before: Path, after: Path) -> None:
     checked = process.run(["fsck.vfat", "-n", str(copy)], timeout=120, check=False)
     if checked.status:
         raise BootcError(f"the ESP is not sound after a repair: {checked.stdout}")
-    _copy_menu(copy, after)
+    _copy_menu(copy, after, check=True)
     found = [_read_files(folder / paths.ENTRIES) for folder in (before, after)]
     if found[0] != found[1]:
         raise BootcError(f"a repair makes the menu {list(found[1])}, it was {list(found[0])}")

@@ -202,8 +202,8 @@ def test_a_client_that_leaves_cancels(stage: Stage, scene: Scene) -> None:
             replies = client.stream(f"{UPDATE}.Upgrade")
             next(replies)
             pid = scene.wait_for("paused")
-        wait_until(lambda: not is_running(pid))
-        wait_until(lambda: is_free(scene.lock))
+        wait_until(lambda: not is_running(pid), PATIENCE)
+        wait_until(lambda: is_free(scene.lock), PATIENCE)
         scene.is_as_before()
         upgrade_works(scene)
 
@@ -221,7 +221,7 @@ def test_what_is_staged_is_not_cancelled(scene: Scene) -> None:
         touched.mkdir(exist_ok=True)
         os.utime(touched, (0, 0))
         scene.go()
-        wait_until(lambda: not is_running(pid))
+        wait_until(lambda: not is_running(pid), PATIENCE)
     # Others were told, so the rest of the work was done.
     assert touched.stat().st_mtime > 0
     staged = scene.staged()
@@ -239,7 +239,7 @@ def test_a_service_that_ends(stage: Stage, number: signal.Signals, scene: Scene)
         replies = client.stream(f"{UPDATE}.Upgrade")
         pid = scene.wait_for("paused")
         child.send_signal(number)
-        wait_until(lambda: not is_running(pid))
+        wait_until(lambda: not is_running(pid), PATIENCE)
         assert child.wait(PATIENCE) == (-number if number is signal.SIGKILL else 0)
         if number is signal.SIGTERM:
             with pytest.raises(VarlinkError) as caught:
