@@ -37,7 +37,8 @@ from pathlib import Path
 from bootc import paths, process
 from bootc.boot import bls, entries
 from bootc.boot.esp import ESP_TYPE
-from bootc.boot.esp_repair import is_dirty, repair
+from bootc.boot.esp_repair import repair
+from bootc.boot.fat import is_dirty
 from bootc.composefs.digest import digest_bytes, digest_fd
 from bootc.composefs.erofs_reader import read_image
 from bootc.composefs.fsck import check_repository
@@ -364,8 +365,9 @@ def _mcopy() -> str:
 def _check_repair(copy: Path, before: Path, after: Path) -> None:
     """Repair what needs it. Raises `BootcError` unless the file system is sound then, and the menu
     as it was."""
-    if not is_dirty(str(copy)):
-        return
+    with open(copy, "rb") as image:
+        if not is_dirty(image.fileno()):
+            return
     repair(str(copy))
     checked = process.run(["fsck.vfat", "-n", str(copy)], timeout=120, check=False)
     if checked.status:

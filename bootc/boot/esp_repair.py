@@ -28,8 +28,12 @@ def repair(node: str) -> list[str]:
     and removes that the next time. The files that it makes in the root of what has no name any more
     are returned: who mounts the ESP should remove them.
     """
-    if not is_dirty(node):
-        return []
+    try:
+        with open(node, "rb", buffering=0) as device:
+            if not fat.is_dirty(device.fileno()):
+                return []
+    except (FormatError, OSError):
+        return []  # the mount will tell
     program = process.find_program("fsck.vfat")
     if program is None:
         _log.warning("the ESP %s was not unmounted, and fsck.vfat (dosfstools) is missing", node)
@@ -104,19 +108,3 @@ def _check(argv: list[str]) -> bool:
             break
     _log.warning("the ESP cannot be repaired: %s: %s", shlex.join(argv), "; ".join(lines[-3:]))
     return False
-
-
-def is_dirty(node: str) -> bool:
-    """The mark that Linux sets in the boot sector while a vfat is mounted for writing.
-
-    It is bit 0 of a byte whose place differs: FAT32 is what has no FAT size of 16 bits.
-    """
-    try:
-        with open(node, "rb", buffering=0) as file:
-            sector = file.read(512)
-    except OSError:
-        return False  # the mount will tell
-    if len(sector) < 512 or sector[510:] != b"\x55\xaa":
-        return False
-    is_fat32 = sector[22:24] == b"\0\0"
-    return bool(sector[65 if is_fat32 else 37] & 1)

@@ -18,6 +18,8 @@ _BOOT_SECTOR = struct.Struct("<11xHBHBHH1xH8xII4xI")
 """Bytes per sector, sectors per cluster, reserved sectors, FATs, slots of the root (0 for FAT32),
 sectors (16 bits), sectors of a FAT (16 bits), sectors (32 bits), sectors of a FAT (FAT32), and the
 root's first cluster (FAT32)."""
+_STATE, _STATE_FAT32 = 37, 65
+"""Where the byte is whose bit 0 Linux sets while it is mounted for writing."""
 _SOURCE = "the ESP"
 _SECTOR_SIZES = (512, 1024, 2048, 4096)
 _FAT12_CLUSTERS = 4085
@@ -70,6 +72,12 @@ class _Slot:
     def short_name(self) -> str:
         stem, suffix = (part.decode("latin-1").rstrip() for part in (self.name[:8], self.name[8:]))
         return f"{stem}.{suffix}" if suffix else stem
+
+
+def is_dirty(fd: int) -> bool:
+    """Whether it was mounted for writing by Linux, and not unmounted; raises like `find_gaps`."""
+    place = _STATE_FAT32 if _read_layout(fd).bits == 32 else _STATE
+    return bool(os.pread(fd, 512, 0)[place] & 1)
 
 
 def find_gaps(fd: int) -> dict[str, int]:
