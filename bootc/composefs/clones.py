@@ -33,6 +33,8 @@ def clone_file(
     leased = filelease.is_own(source) and filelease.take(source)
     fd = store.clone(source)
     if fd is None:
+        if leased:
+            filelease.release(source)
         return None
     twin = -1
     try:

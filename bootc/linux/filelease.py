@@ -40,6 +40,11 @@ def take(fd: int) -> bool:
     return True
 
 
+def release(fd: int) -> None:
+    """Give the lease up: nobody waits for it any more."""
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def holds(fd: int) -> bool:
     """Whether nobody has wanted to write since `take` gave the lease."""
     try:
