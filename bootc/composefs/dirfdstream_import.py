@@ -31,10 +31,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bootc import fs
+from bootc.composefs.blobs import reading_ahead
 from bootc.composefs.clones import clone_file
 from bootc.composefs.digest import Algorithm, Buffer, digest_of_descriptor
 from bootc.composefs.dirfdstream import SOURCE, Data, FileBacked, StreamReader, open_beneath
-from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import SPOOL, ImportedLayer, ImportInput
 from bootc.composefs.objects import ObjectCounts, ObjectStore, Route
 from bootc.composefs.pull import space_for_layer, writer_count
@@ -44,6 +44,7 @@ from bootc.composefs.splitstream import OCI_BLOB, OCI_LAYER, SplitStreamWriter
 from bootc.composefs.stored import layer_content_id, open_stream
 from bootc.composefs.writers import Batch, Item, WriterPool
 from bootc.errors import BootcError, FormatError
+from bootc.linux import reflink
 from bootc.linux.verity_descriptor import read_descriptor
 from bootc.oci.model import check_digest, digest_hasher
 from bootc.oci.tarstream import Entry
@@ -242,8 +243,8 @@ class _Contents:
 
         return read
 
-    def hash_file(self, fd: int, size: int, *, copy: int = -1) -> None:
-        """Hash a file that is going to be stored, and write it to `copy` if that is one.
+    def hash_file(self, fd: int, size: int) -> None:
+        """Hash a file that is going to be stored.
 
         Through one buffer that stays in the processor's cache."""
         at = 0
@@ -252,10 +253,35 @@ class _Contents:
             if not count:
                 raise FormatError(SOURCE, None, f"a file became shorter: {at} bytes of {size}")
             piece = self._buffer[: min(count, size - at)]
-            if copy >= 0:
-                fs.write_all(copy, piece)
             self.hash(piece)
             at += len(piece)
+
+    def copy_file(self, fd: int, size: int, own: int) -> None:
+        """Copy a file to `own`, which is readable and nobody else's, and hash what that holds."""
+        before = self.size
+        with reading_ahead(_Copying(fd, own)) as pieces:
+            while (piece := pieces.read()) and self.size - before <= size:
+                self.hash(piece)
+        if self.size - before != size:
+            raise FormatError(SOURCE, None, f"a file changed its length, which was {size}")
+
+
+class _Copying:
+    """Copies a file as it is read: what comes is what the copy holds.
+
+    The kernel does that within its cache in a third of the time of a read and a write."""
+
+    def __init__(self, source: int, own: int) -> None:
+        self._own = own
+        self._at = 0
+        self._pieces = reflink.copy_pieces(own, source, piece=_PIECE)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next piece, whatever `size` is."""
+        count = next(self._pieces, 0)
+        piece = os.pread(self._own, count, self._at)
+        self._at += count
+        return piece
 
 
 def read_pieces(fd: int, size: int) -> Iterator[bytes]:
@@ -338,9 +364,9 @@ def make_item(
             data = b"".join(read_pieces(source, size))
             contents.hash(data)
             return Item(leaf, size, data, measured=measured)
-        own = store.create()
+        own = store.create(readable=True)
         try:
-            contents.hash_file(source, size, copy=own)
+            contents.copy_file(source, size, own)
         except BaseException:
             store.discard(own)
             raise
@@ -421,10 +447,7 @@ def receive_layer(
                 pass
             return present
         before = repo.counts()
-        with (
-            DigestProcess() as hashing,
-            WriterPool(repo.writable_objects(), writer_count(), hashing=hashing) as pool,
-        ):
+        with WriterPool(repo.writable_objects(), writer_count()) as pool:
             if tar:
                 layer = _import_tar(repo, contents, pool, pipe, diff_id, limit, zerocopy=zerocopy)
             else:
@@ -508,9 +531,7 @@ def _import_blob(
         batch.discard(store)
         raise
     pool.submit(batch)
-    batch.done.wait()
-    if batch.error is not None:
-        raise batch.error
+    pool.finish(batch)
     writer = SplitStreamWriter(repo.algorithm, OCI_BLOB)
     writer.external(item.digest, item.size)
     return ImportedLayer(stream=writer.finish())

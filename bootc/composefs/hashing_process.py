@@ -4,8 +4,8 @@
 It is asked over a socket that keeps messages apart. A message is a byte for the algorithm and
 
     nothing more, with a descriptor    hash that file
-    u32 lengths (little-endian)        hash so many contents, which lie one after another in the
-                                       memory that both share
+    u32 place, u32 lengths             hash so many contents, which lie one after another from that
+    (little-endian)                    place on in the memory that both share
 
 and the answer is the digests, one after another, or nothing if that failed. The first message
 brings the descriptor of the shared memory.
@@ -21,10 +21,13 @@ from array import array
 
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
 
-SHARED = 5 << 20
+SHARED = 16 << 20
 """Bytes of the shared memory."""
-CONTENTS_MAX = 1024
+CONTENTS_MAX = 32
 """Contents in a message."""
+ASKED_MAX = 32
+"""Messages without an answer. So many, and their answers, fit into the sockets' buffers, so that
+nobody waits for room there while the other one does."""
 
 
 def pack(numbers: list[int]) -> bytes:
@@ -55,7 +58,7 @@ def serve() -> None:
 
 def _answer(asked: socket.socket, contents: memoryview) -> bytes:
     """The digests that the next message asks for; nothing at the end."""
-    message, fds, _, _ = socket.recv_fds(asked, 1 + 4 * CONTENTS_MAX, 1)
+    message, fds, _, _ = socket.recv_fds(asked, 1 + 4 * (1 + CONTENTS_MAX), 1)
     if not message:
         return b""
     algorithm = next(each for each in Algorithm if each.kernel == message[0])
@@ -66,8 +69,9 @@ def _answer(asked: socket.socket, contents: memoryview) -> bytes:
             return b""
         finally:
             os.close(fds[0])
-    digests, at = [], 0
-    for length in _unpack(message[1:]):
+    digests: list[bytes] = []
+    at, *lengths = _unpack(message[1:])
+    for length in lengths:
         with contents[at : at + length] as content:
             digests.append(digest_bytes(content, algorithm))
         at += length

@@ -255,16 +255,14 @@ class ImportInput:
         while self._pending and (
             self._outstanding > OUTSTANDING_MAX
             or self._files > FILES_MAX
-            or self._pending[0][0].done.is_set()
+            or self._pool.is_ready(self._pending[0][0])
         ):
             self._complete()
 
     def _complete(self) -> None:
         """Wait for the oldest batch and write its part of the split stream."""
         batch, segments = self._pending.popleft()
-        batch.done.wait()
-        if batch.error is not None:
-            raise batch.error
+        self._pool.finish(batch)
         self._outstanding -= batch.memory
         self._files -= batch.files
         for segment in segments:

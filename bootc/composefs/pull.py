@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from bootc.composefs.fetch import Fetch, WantedLayer
-from bootc.composefs.hashing import DigestProcess
 from bootc.composefs.layers import import_layer
 from bootc.composefs.objects import ObjectCounts
 from bootc.composefs.progress import Done, Event, Message, OnProgress, Skipped, one_at_a_time
@@ -40,7 +39,7 @@ from bootc.composefs.stored import (
 from bootc.composefs.writers import WriterPool
 from bootc.errors import BootcError
 from bootc.linux import libc
-from bootc.oci.layout import FilesSource, ImageSource
+from bootc.oci.layout import ImageSource
 from bootc.oci.model import (
     PLAIN_LAYER,
     Compression,
@@ -241,10 +240,7 @@ def _pull_layers(
         before = repo.counts()
         inlined = streams = 0
         with ExitStack() as stack:
-            hashing = None
-            if isinstance(source, FilesSource):
-                hashing = stack.enter_context(DigestProcess())
-            pool = stack.enter_context(WriterPool(store, writer_count(), hashing=hashing))
+            pool = stack.enter_context(WriterPool(store, writer_count()))
             fetch = Fetch(source, pool, repo.algorithm, limit, report, zerocopy=zerocopy)
             with closing(fetch.run(list(todo.values()), at_once)) as results:
                 for item, layer in results:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
-from bootc.composefs.hashing import DigestProcess
+from bootc.composefs.digest import Algorithm, digest_bytes
+from bootc.composefs.hashing import DigestProcess, Request
 from bootc.composefs.objects import Compute, ObjectStore, Route
 from bootc.linux import filelease
 from bootc.tree import External, Leaf
@@ -50,6 +51,16 @@ class Item:
         """The descriptors that it holds."""
         return (self.fd >= 0) + (self.twin >= 0)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether its digest is that of a file, which is read for it."""
+        return self.fd >= 0 and not self.data and not self.measured
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether its digest is that of what is in memory."""
+        return bool(self.data) and not self.measured
+
     def close_twin(self) -> None:
         if self.twin >= 0:
             fd, self.twin = self.twin, -1
@@ -68,6 +79,10 @@ class Batch:
     """Open files."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
+    request: Request | None = None
+    """The digests of what is in memory, if they were asked for."""
+    is_queued: bool = False
+    """Whether a thread stores it."""
 
     def discard(self, store: ObjectStore) -> None:
         """Give up what was never stored."""
@@ -79,20 +94,23 @@ class Batch:
 
 
 class WriterPool:
-    """Threads that store batches, as long as the `with` block runs; leaving it by an error drops
-    what has not begun."""
+    """Stores batches, as long as the `with` block runs; leaving it by an error drops what has not
+    begun.
 
-    def __init__(
-        self, store: ObjectStore, workers: int = 2, *, hashing: DigestProcess | None = None
-    ) -> None:
-        """`hashing` computes digests, where the kernel doesn't."""
+    Where the kernel computes the digests, threads store them. Elsewhere another process computes
+    them, and a thread has only the large files: with small contents it would take Python's lock
+    from whoever reads, at each system call. So they are stored in `finish`.
+    """
+
+    def __init__(self, store: ObjectStore, workers: int = 2) -> None:
         self.store = store
-        self._hashing = hashing
+        self._hashing = DigestProcess()
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._kept: set[Batch] = set()
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"objects-{number}", daemon=True)
-            for number in range(max(1, workers))
+            for number in range(max(1, workers) if store.measures else 1)
         ]
 
     def __enter__(self) -> Self:
@@ -111,6 +129,7 @@ class WriterPool:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+        self._hashing.close()
         try:
             while True:
                 left = self._queue.get_nowait()
@@ -118,27 +137,54 @@ class WriterPool:
                     left.discard(self.store)
         except Empty:
             pass
+        while self._kept:
+            self._kept.pop().discard(self.store)
 
     def submit(self, batch: Batch) -> None:
-        self._queue.put(batch)
+        """Begin to store a batch; call `finish` for it."""
+        if self.store.measures or any(item.is_read for item in batch.items):
+            batch.is_queued = True
+            self._queue.put(batch)
+            return
+        self._kept.add(batch)
+        batch.request = self._ask(batch)
+
+    def is_ready(self, batch: Batch) -> bool:
+        """Whether `finish` would not wait for anybody."""
+        if batch.request is None:
+            return batch.done.is_set()
+        return self._hashing.is_ready(batch.request)
+
+    def finish(self, batch: Batch) -> None:
+        """Return when all of a batch is stored. Raises what kept it from that."""
+        if batch.is_queued:
+            batch.done.wait()
+        else:
+            self._kept.discard(batch)
+            self._try(batch)
+        if batch.error is not None:
+            raise batch.error
 
     def _work(self) -> None:
         while (batch := self._queue.get()) is not None:
-            try:
-                if self._stopped:
-                    continue
+            self._try(batch)
+
+    def _try(self, batch: Batch) -> None:
+        try:
+            if not self._stopped:
                 self._store_all(batch)
-            except BaseException as error:  # handed to the thread that waits for the batch
-                batch.error = error
-            finally:
-                batch.discard(self.store)
-                batch.done.set()
+        except BaseException as error:  # handed to whoever waits for the batch
+            batch.error = error
+        finally:
+            batch.discard(self.store)
+            batch.done.set()
 
     def _store_all(self, batch: Batch) -> None:
         store = self.store
-        known = self._digest_data(batch)
-        for number, item in enumerate(batch.items):
-            compute = partial(self._digest, item, known.get(number))
+        digests = self._digests(batch)
+        for item in batch.items:
+            known = next(digests, b"") if item.is_hashed else item.measured
+            compute = partial(self._digest, item, known)
             if item.route is Route.HARDLINKED:
                 fd, item.fd = item.fd, -1
                 try:
@@ -150,49 +196,35 @@ class WriterPool:
                 item.digest = store.adopt(fd, item.size, route=item.route, compute=compute)
                 item.close_twin()
             elif not item.digest:
-                item.digest = store.store(
-                    item.data, digest=known.get(number) or item.measured or None
-                )
+                item.digest = store.store(item.data, digest=known or None)
             item.data = b""
             item.leaf.content = External(item.size, item.digest)
 
-    def _digest_data(self, batch: Batch) -> dict[int, bytes]:
-        """The digests of the items whose contents are in memory, by their number, as far as it
-        pays to compute all at once."""
-        if self._hashing is None or self.store.measures:
-            return {}
-        numbers = [
-            number for number, item in enumerate(batch.items) if item.data and not item.measured
-        ]
-        contents = [batch.items[number].data for number in numbers]
-        return dict(
-            zip(numbers, self._hashing.digests(contents, self.store.algorithm), strict=True)
-        )
+    def _ask(self, batch: Batch) -> Request:
+        contents = [item.data for item in batch.items if item.is_hashed]
+        return self._hashing.ask(contents, self.store.algorithm)
 
-    def _digest(
-        self, item: Item, known: bytes | None, fd: int, size: int, algorithm: Algorithm
-    ) -> bytes:
+    def _digests(self, batch: Batch) -> Iterator[bytes]:
+        """Those of the contents in memory, where the kernel computes none."""
+        if self.store.measures:
+            return iter(())
+        request, batch.request = batch.request or self._ask(batch), None
+        return iter(self._hashing.take(request))
+
+    def _digest(self, item: Item, known: bytes, fd: int, size: int, algorithm: Algorithm) -> bytes:
         """The digest of what `fd` holds, by the cheapest way to read that."""
-        if known is not None:
+        if known:
             return known
-        if item.measured:
-            return item.measured
         if item.data:
             return digest_bytes(item.data, algorithm)
-        compute = digest_file if self._hashing is None else self._hashing.digest
         if item.twin >= 0:
-            found = compute(item.twin, size, algorithm)
+            found = self._hashing.digest(item.twin, size, algorithm)
             if filelease.holds(item.twin):
                 return found
-        return compute(fd, size, algorithm)
+        return self._hashing.digest(fd, size, algorithm)
 
     def _link(self, fd: int, item: Item, compute: Compute) -> bytes:
         linked = self.store.link(fd, item.size, compute=compute)
         if linked is not None:
             return linked
         return self.store.store(item.data) if item.data else self.store.import_file(fd)
-
-
-def digest_file(fd: int, size: int, algorithm: Algorithm) -> bytes:
-    """The `Compute` of whoever has no other: here and now."""
-    return digest_fd(fd, algorithm)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 
 _FICLONE = 0x40049409
 _FIDEDUPERANGE = 0xC0189436
@@ -73,16 +74,26 @@ def copy(fd: int, source: int) -> int:
     The position of `source` is neither used nor moved.
     """
     done = 0
+    for count in copy_pieces(fd, source):
+        done += count
+    return done
+
+
+def copy_pieces(fd: int, source: int, *, piece: int = _CHUNK) -> Iterator[int]:
+    """What `copy` does, a piece of at most so many bytes at a time: the size of each, when it is
+    written."""
+    done = 0
     try:
-        while count := os.copy_file_range(source, fd, _CHUNK, done):
+        while count := os.copy_file_range(source, fd, piece, done):
             done += count
+            yield count
     except OSError as error:
         if error.errno not in _NO_COPY or done:
             raise
     # Some file systems have no such copy, and some, as procfs, say 0 when there is more.
-    while chunk := os.pread(source, 1 << 20, done):
+    while chunk := os.pread(source, min(piece, 1 << 20), done):
         view = memoryview(chunk)
         while view:
             view = view[os.write(fd, view) :]
         done += len(chunk)
-    return done
+        yield len(chunk)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -479,6 +480,70 @@ def test_hard_links_are_for_files_that_nobody_else_writes(repo: Repository, tmp_
     with pytest.raises(FormatError, match="may not be hard-linked"):
         receive(repo, bad_file(500, 1, b"file"), sha256(tar), tmp_path, zerocopy=True)
     assert streams(repo) == []
+
+
+LARGE = os.urandom(5 << 20)
+
+
+def large_file(folder: Path) -> tuple[bytes, str]:
+    """A file that is copied rather than held in memory: the stream and its diff id."""
+    (folder / "file").write_bytes(LARGE)
+    tar = member(b"f", LARGE) + END
+
+    def write(writer: StreamWriter) -> None:
+        writer.metadata(header(b"f", len(LARGE)))
+        writer.file(len(LARGE), 1, b"file")
+        writer.metadata(END)
+
+    return written(write), sha256(tar)
+
+
+def test_a_large_file_is_copied_where_the_kernel_does_not(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr("os.copy_file_range", refuse)
+    data, diff_id = large_file(tmp_path)
+    got = receive(repo, data, diff_id, tmp_path)
+    assert got.counts.new == 1
+    assert tar_of(repo, diff_id) == member(b"f", LARGE) + END
+
+
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        (len(LARGE) - 1, "changed its length"),
+        (1, "changed its length"),
+        (len(LARGE) + 1, "changed its length"),
+        (len(LARGE) + (9 << 20), "changed its length"),
+        (len(LARGE), "has the digest"),
+    ],
+)
+def test_a_large_file_that_changes_while_it_is_copied_publishes_nothing(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, match: str
+) -> None:
+    data, diff_id = large_file(tmp_path)
+    copy = os.copy_file_range
+
+    def copy_and_change(source: int, target: int, count: int, at: int) -> int:
+        done = copy(source, target, count, at)
+        if not at:
+            os.truncate(tmp_path / "file", size)
+            with open(tmp_path / "file", "r+b") as file:
+                file.seek(min(size, len(LARGE)) - 1)
+                file.write(bytes([LARGE[-1] ^ 1]))
+        return done
+
+    monkeypatch.setattr("os.copy_file_range", copy_and_change)
+    repo.writable_objects()
+    before = open_fds()
+    with pytest.raises(FormatError, match=match):
+        receive(repo, data, diff_id, tmp_path)
+    assert open_fds() == before
+    assert streams(repo) == []
+    assert threading.active_count() == 1
 
 
 def test_a_wrong_digest_publishes_nothing(repo: Repository, tmp_path: Path) -> None:
