@@ -15,13 +15,21 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from bootc import process
 from bootc.closing import Closing
 from bootc.composefs.digest import Algorithm, digest_bytes, digest_fd
-from bootc.composefs.hashing_process import ASKED_MAX, CONTENTS_MAX, SHARED, pack
+from bootc.composefs.hashing_process import (
+    ANSWER_MAX,
+    ASKED_MAX,
+    CONTENTS_MAX,
+    HEAD,
+    NUMBER,
+    SHARED,
+    pack,
+)
 from bootc.errors import BootcError
 
 LARGE = 4 << 20
@@ -46,14 +54,11 @@ class Request:
     """The digests, one after another; empty if nobody told."""
     is_waiting: bool = False
     """Whether the process may tell yet."""
+    number: int = 0
     place: int = 0
     """Where the contents lie in the shared memory."""
     size: int = 0
     """Their bytes there."""
-
-    @property
-    def answer_size(self) -> int:
-        return self.algorithm.size * (len(self.contents) or 1)
 
     def compute(self) -> list[bytes]:
         """The digests, here and now."""
@@ -77,12 +82,19 @@ class DigestProcess(Closing):
         self._socket: socket.socket | None = None
         self._shared: mmap.mmap | None = None
         self._asked: deque[Request] = deque()
+        self._number = 0
         self._free = 0
         self._asked_size = 0
         self._useless = len(os.sched_getaffinity(0)) == 1
 
     def close(self) -> None:
         self._stack.close()
+
+    def give_up(self) -> None:
+        """Let nobody wait for the process any more."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def digest(self, fd: int, size: int, algorithm: Algorithm) -> bytes:
         """The digest of the whole file `fd`, of `size` bytes; `OSError` if it can't be read."""
@@ -147,9 +159,10 @@ class DigestProcess(Closing):
                     self._shared[place : place + len(content)] = content
                     place += len(content)
                     numbers.append(len(content))
-                message = bytes([request.algorithm.kernel]) + pack(numbers)
+                self._number = request.number = self._number + 1
+                head = HEAD.pack(request.algorithm.kernel, request.number)
                 fds = [] if request.contents else [request.fd]
-                socket.send_fds(self._socket, [message], fds)
+                socket.send_fds(self._socket, [head + pack(numbers)], fds)
             except (OSError, BootcError):
                 self._useless = True
             else:
@@ -169,23 +182,28 @@ class DigestProcess(Closing):
         request.place, self._free = begin, end
 
     def _receive(self, flags: int = 0) -> bool:
-        """The answer to what was asked first; False if it isn't there yet."""
+        """The next answer; False if it isn't there yet."""
         assert self._socket is not None
-        request = self._asked[0]
         try:
-            answer = self._socket.recv(request.answer_size, flags)
+            answer = self._socket.recv(ANSWER_MAX, flags)
         except BlockingIOError:
             return False
         except OSError:
             answer = b""
-        if len(answer) == request.answer_size:
-            request.answer = answer
-            self._asked.popleft().is_waiting = False
-        else:
+        if len(answer) < NUMBER.size:
             # The process is gone: who asked computes it himself.
             self._useless = True
             while self._asked:
                 self._asked.popleft().is_waiting = False
+            return True
+        (number,) = NUMBER.unpack_from(answer)
+        # Ctrl-C may have come between an answer and its taking, or a message and its noting.
+        while self._asked and self._asked[0].number < number:
+            self._asked.popleft().is_waiting = False
+        if self._asked and self._asked[0].number == number:
+            request = self._asked.popleft()
+            request.answer = answer[NUMBER.size :]
+            request.is_waiting = False
         return True
 
     def _start(self) -> tuple[socket.socket, mmap.mmap]:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The process that computes digests for `hashing`. It imports little, because it is waited for.
 
-It is asked over a socket that keeps messages apart. A message is a byte for the algorithm and
+It is asked over a socket that keeps messages apart. A message is a byte for the algorithm, a u32
+for the message's number, and
 
     nothing more, with a descriptor    hash that file
     u32 place, u32 lengths             hash so many contents, which lie one after another from that
-    (little-endian)                    place on in the memory that both share
+                                       place on in the memory that both share
 
-and the answer is the digests, one after another, or nothing if that failed. The first message
-brings the descriptor of the shared memory.
+(little-endian), and the answer is the number and the digests, one after another, or the number
+alone if that failed. The first message brings the descriptor of the shared memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import struct
 import sys
 from array import array
 
@@ -28,6 +30,9 @@ CONTENTS_MAX = 32
 ASKED_MAX = 32
 """Messages without an answer. So many, and their answers, fit into the sockets' buffers, so that
 nobody waits for room there while the other one does."""
+HEAD = struct.Struct("<BI")
+NUMBER = struct.Struct("<I")
+ANSWER_MAX = NUMBER.size + 64 * CONTENTS_MAX
 
 
 def pack(numbers: list[int]) -> bytes:
@@ -57,20 +62,21 @@ def serve() -> None:
 
 
 def _answer(asked: socket.socket, contents: memoryview) -> bytes:
-    """The digests that the next message asks for; nothing at the end."""
-    message, fds, _, _ = socket.recv_fds(asked, 1 + 4 * (1 + CONTENTS_MAX), 1)
+    """What the next message asks for; nothing at the end."""
+    message, fds, _, _ = socket.recv_fds(asked, HEAD.size + 4 * (1 + CONTENTS_MAX), 1)
     if not message:
         return b""
-    algorithm = next(each for each in Algorithm if each.kernel == message[0])
+    kernel, number = HEAD.unpack_from(message)
+    algorithm = next(each for each in Algorithm if each.kernel == kernel)
     if fds:
         try:
-            return digest_fd(fds[0], algorithm)
+            return NUMBER.pack(number) + digest_fd(fds[0], algorithm)
         except OSError:
-            return b""
+            return NUMBER.pack(number)
         finally:
             os.close(fds[0])
-    digests: list[bytes] = []
-    at, *lengths = _unpack(message[1:])
+    digests = [NUMBER.pack(number)]
+    at, *lengths = _unpack(message[HEAD.size :])
     for length in lengths:
         with contents[at : at + length] as content:
             digests.append(digest_bytes(content, algorithm))

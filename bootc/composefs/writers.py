@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Worker threads that write objects: enabling verity waits in the kernel, outside Python's lock.
+"""Contents on their way from whoever reads them into the store.
 
-Small contents travel in batches, so that a hand-over is paid once for many; a large one is
-written by the reader into an unnamed file and only finished here.
+Small ones travel in batches, so that a hand-over is paid once for many; a large one is written by
+the reader into an unnamed file and only finished here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Item:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Contents that one worker stores, one after another; `done` is set however that ends."""
+    """Contents that are stored one after another; `done` is set however that ends."""
 
     items: list[Item] = field(default_factory=list)
     size: int = 0
@@ -97,9 +97,10 @@ class WriterPool:
     """Stores batches, as long as the `with` block runs; leaving it by an error drops what has not
     begun.
 
-    Where the kernel computes the digests, threads store them. Elsewhere another process computes
-    them, and a thread has only the large files: with small contents it would take Python's lock
-    from whoever reads, at each system call. So they are stored in `finish`.
+    Where the kernel computes the digests threads do that: enabling verity waits in the kernel,
+    outside Python's lock. Elsewhere another process computes the digests, and a thread has only the
+    large files: with small contents it would take Python's lock from whoever reads, at each system
+    call. So they are stored in `finish`.
     """
 
     def __init__(self, store: ObjectStore, workers: int = 2) -> None:
@@ -124,7 +125,9 @@ class WriterPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stopped = error is not None
+        if error is not None:
+            self._stopped = True
+            self._hashing.give_up()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:

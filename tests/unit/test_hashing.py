@@ -126,6 +126,49 @@ def test_threads_get_the_digests_of_what_they_asked_for() -> None:
     assert open_fds() == before
 
 
+def test_an_answer_that_was_lost_is_not_taken_for_another() -> None:
+    """Ctrl-C may come when it was read, and before it was noted."""
+    contents = [[b"one"], [b"two", b"three"], [b"four"]]
+    expected = [[digest_bytes(each, Algorithm.SHA512) for each in group] for group in contents]
+    with started() as hashing:
+        asked = [hashing.ask(group, Algorithm.SHA512) for group in contents]
+        assert hashing._socket is not None
+        assert digest_bytes(b"one", Algorithm.SHA512) in hashing._socket.recv(1000)
+        assert [hashing.take(request) for request in reversed(asked)] == expected[::-1]
+        asked = [hashing.ask(group, Algorithm.SHA512) for group in contents]
+        assert hashing._asked.popleft() is asked[0], "as if it had not been noted"
+        asked[0].is_waiting = False
+        assert [hashing.take(request) for request in asked] == expected
+
+
+def test_nobody_waits_for_a_process_that_was_given_up() -> None:
+    with started() as hashing:
+        (child,) = children()
+        os.kill(child, signal.SIGSTOP)
+        request = hashing.ask([b"one"], Algorithm.SHA256)
+        timer = threading.Timer(0.1, hashing.give_up)
+        timer.start()
+        assert hashing.take(request) == [digest_bytes(b"one", Algorithm.SHA256)]
+        timer.join()
+        os.kill(child, signal.SIGCONT)
+        assert hashing.digests([b"two"], Algorithm.SHA256) == [
+            digest_bytes(b"two", Algorithm.SHA256)
+        ]
+        hashing.give_up()
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    os.truncate(fd, LARGE)
+    with started() as hashing:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            hashing.digest(fd, LARGE, Algorithm.SHA256)
+        request = hashing.ask([b"next"], Algorithm.SHA256)
+        assert request.is_waiting, "the process is still there"
+        assert hashing.take(request) == [digest_bytes(b"next", Algorithm.SHA256)]
+    os.close(fd)
+
+
 def test_for_little_no_process_starts() -> None:
     content = os.urandom(LARGE // 4)
     with DigestProcess() as hashing:
