@@ -25,15 +25,13 @@ for each descriptor, and no fewer than needed.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from bootc.closing import Closing
 from bootc.errors import BootcError
+from bootc.records import dataclass
 
 BATCH_MAX = 240
 """Descriptors in one message."""
@@ -66,6 +64,10 @@ class Layout:
 
 def plan_layout(identity: str, directories: int) -> Layout:
     """The layout for a layer that the store calls `identity`, of so many directories."""
+    # start-up time: who receives needs neither
+    import hashlib
+    import random
+
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
     seed = int.from_bytes(digest[:8], "little")
     slots = directories + (seed >> 8) % (directories + 1) + 1

@@ -36,9 +36,10 @@ LARGE = 4 << 20
 """Bytes: a smaller file, or less in all, is hashed sooner than it is sent."""
 _HELLO = b"\0"
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# It is waited for at its end, too: there is nothing that Python would have to tidy up.
 _CODE = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from bootc.composefs.hashing_process import serve; serve()"
+    "import os, sys; sys.path.insert(0, sys.argv[1]); "
+    "from bootc.composefs.hashing_process import serve; serve(); os._exit(0)"
 )
 
 

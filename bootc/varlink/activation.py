@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from dataclasses import dataclass
 
 from bootc.errors import FormatError
+from bootc.records import dataclass
 
 FIRST_FD = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")

@@ -9,9 +9,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
 from bootc.errors import BootcError
+from bootc.records import dataclass
 from bootc.varlink.message import FdList, Parameters, Reply, VarlinkError
 from bootc.varlink.standard import invalid
 

@@ -13,7 +13,6 @@ the middle of a stream of replies, is closed: the next call says so.
 
 from __future__ import annotations
 
-import shlex
 import socket
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -297,7 +296,10 @@ def _connect(path: str, address: str) -> socket.socket:
 
 
 def _start(command: str, stack: ExitStack) -> socket.socket:
-    from bootc import process  # start-up time: servers import this package, too
+    # start-up time: servers import this package, too
+    import shlex
+
+    from bootc import process
 
     argv = shlex.split(command)
     if not argv:

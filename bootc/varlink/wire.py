@@ -20,8 +20,8 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from bootc.records import dataclass
 from bootc.varlink.message import FdList, VarlinkError
 
 SCM_MAX = 253
