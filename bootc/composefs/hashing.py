@@ -101,10 +101,6 @@ class DigestProcess(Closing):
         """The digest of the whole file `fd`, of `size` bytes; `OSError` if it can't be read."""
         return self.take(self.ask_file(fd, size, algorithm))[0]
 
-    def digests(self, contents: Sequence[bytes | memoryview], algorithm: Algorithm) -> list[bytes]:
-        """The digests of `contents`, which are best so many that a message is worth it."""
-        return self.take(self.ask(contents, algorithm))
-
     def ask_file(self, fd: int, size: int, algorithm: Algorithm) -> Request:
         """Begin what `digest` does."""
         request = Request(algorithm=algorithm, fd=fd)
@@ -113,7 +109,7 @@ class DigestProcess(Closing):
         return request
 
     def ask(self, contents: Sequence[bytes | memoryview], algorithm: Algorithm) -> Request:
-        """Begin what `digests` does."""
+        """Begin to compute the digests of `contents`, best so many that a message is worth it."""
         size = sum(map(len, contents))
         request = Request(algorithm=algorithm, contents=contents, size=size)
         if 0 < len(contents) <= CONTENTS_MAX and size <= SHARED:
@@ -133,7 +129,7 @@ class DigestProcess(Closing):
     def take(self, request: Request) -> list[bytes]:
         """What was asked for."""
         self._wait(request)
-        if not request.answer:
+        if len(request.answer) != request.algorithm.size * (len(request.contents) or 1):
             return request.compute()
         width = request.algorithm.size
         return [request.answer[at : at + width] for at in range(0, len(request.answer), width)]

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,12 +34,16 @@ def children() -> list[int]:
     ]
 
 
+def digests(hashing: DigestProcess, contents: Sequence[bytes], algorithm: Algorithm) -> list[bytes]:
+    return hashing.take(hashing.ask(contents, algorithm))
+
+
 @contextmanager
 def started() -> Iterator[DigestProcess]:
     """A process that runs already."""
     with DigestProcess() as hashing:
         content = bytes(LARGE)
-        found = hashing.digests([content], Algorithm.SHA256)
+        found = digests(hashing, [content], Algorithm.SHA256)
         assert found == [digest_bytes(content, Algorithm.SHA256)]
         assert len(children()) == 1
         yield hashing
@@ -68,7 +72,7 @@ def test_many_contents_are_hashed_at_once(sizes: list[int]) -> None:
     before = open_fds()
     with started() as hashing:
         for algorithm in (*Algorithm, *Algorithm):
-            assert hashing.digests(contents, algorithm) == [
+            assert digests(hashing, contents, algorithm) == [
                 digest_bytes(content, algorithm) for content in contents
             ]
     assert open_fds() == before
@@ -151,7 +155,7 @@ def test_nobody_waits_for_a_process_that_was_given_up() -> None:
         assert hashing.take(request) == [digest_bytes(b"one", Algorithm.SHA256)]
         timer.join()
         os.kill(child, signal.SIGCONT)
-        assert hashing.digests([b"two"], Algorithm.SHA256) == [
+        assert digests(hashing, [b"two"], Algorithm.SHA256) == [
             digest_bytes(b"two", Algorithm.SHA256)
         ]
         hashing.give_up()
@@ -173,10 +177,10 @@ def test_for_little_no_process_starts() -> None:
     content = os.urandom(LARGE // 4)
     with DigestProcess() as hashing:
         for _ in range(3):
-            found = hashing.digests([content], Algorithm.SHA256)
+            found = digests(hashing, [content], Algorithm.SHA256)
             assert found == [digest_bytes(content, Algorithm.SHA256)]
             assert not children()
-        hashing.digests([content], Algorithm.SHA256)
+        digests(hashing, [content], Algorithm.SHA256)
         assert len(children()) == 1
     assert not children()
 
@@ -195,7 +199,7 @@ def test_a_process_that_cannot_start_is_done_without(
     with DigestProcess() as hashing:
         for algorithm in (*Algorithm, *Algorithm):
             assert hashing.digest(fd, LARGE, algorithm) == digest_bytes(data, algorithm)
-            assert hashing.digests([data], algorithm) == [digest_bytes(data, algorithm)]
+            assert digests(hashing, [data], algorithm) == [digest_bytes(data, algorithm)]
     os.close(fd)
     assert open_fds() == before
 
@@ -205,7 +209,7 @@ def test_a_process_that_is_killed_is_done_without() -> None:
     expected = [digest_bytes(content, Algorithm.SHA256) for content in contents]
     before = open_fds()
     with started() as hashing:
-        assert hashing.digests(contents, Algorithm.SHA256) == expected
+        assert digests(hashing, contents, Algorithm.SHA256) == expected
         (child,) = children()
         os.kill(child, signal.SIGSTOP)
         asked = [hashing.ask(contents, Algorithm.SHA256) for _ in range(3)]
@@ -214,5 +218,5 @@ def test_a_process_that_is_killed_is_done_without() -> None:
         for request in asked:
             assert hashing.take(request) == expected
         for _ in range(3):
-            assert hashing.digests(contents, Algorithm.SHA256) == expected
+            assert digests(hashing, contents, Algorithm.SHA256) == expected
     assert open_fds() == before
